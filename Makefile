@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+# The front door. Everything it makes is under .venv and .cache, which git ignores.
+
+KERNEL ?= 7.2
+CPUS   ?= 2
+MEM    ?= 3G
+LEASE  ?=
+PYTHON ?= python3
+
+VENV := .venv
+BIN  := $(VENV)/bin
+LAB   = $(PYTHON) -m tests.lab
+SOURCES := pyproject.toml meson.build meson.options README.md LICENSE \
+	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/core/* targets/*)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help deps install-dev demo test lab shell lint format types unit core device bench-quick clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+deps: ## what the build and the lab need from the system
+	@sh tests/deps.sh
+
+$(VENV)/tools.stamp: pyproject.toml tests/deps.sh
+	@$(MAKE) --no-print-directory deps
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install -qq --upgrade 'pip >= 25.1'
+	$(BIN)/python -m pip --disable-pip-version-check install -qq \
+		--group build --group test --group lint
+	@touch $@
+
+# Not editable: the lab sees the folder read-only, and a stranger gets a wheel as well.
+$(VENV)/installed.stamp: $(VENV)/tools.stamp $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check install \
+		-qq --force-reinstall --no-deps --no-build-isolation -Csetup-args=-Dwerror=true .
+	$(BIN)/python -m pip --disable-pip-version-check install -qq \
+		'click >= 8.1' 'cffi >= 2.1' 'pyroute2 >= 0.7.12'
+	@touch $@
+
+install-dev: $(VENV)/installed.stamp ## ublkd in .venv
+
+lab: $(VENV)/installed.stamp ## RUN='command' [KERNEL=7.2] [CPUS=2] [MEM=3G] [COUNTING=1]: as root in a guest
+	@test -n "$(RUN)" || { echo "make lab: say what to run: make lab RUN='command'" >&2; exit 2; }
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) $(if $(COUNTING),--counting) -- "$$RUN"
+lab: export RUN := $(RUN)
+
+shell: $(VENV)/installed.stamp ## an interactive shell in a guest
+	@$(LAB) shell --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM)
+
+clean: ## forget what was built, keep the kernels
+	rm -rf $(VENV) .cache/core .mypy_cache .ruff_cache .pytest_cache .hypothesis

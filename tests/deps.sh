@@ -1,0 +1,44 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# What the build and the lab need from the system: installs it as root on Debian and its kin,
+# elsewhere says what is missing.
+set -eu
+
+missing=""
+need() { # package, then a test that succeeds when it is there
+	package=$1
+	shift
+	"$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+has_venv() { python3 -c 'import ensurepip, venv'; }
+
+need gcc command -v gcc
+need pkg-config command -v pkg-config
+need liburing-dev pkg-config --exists liburing
+need python3-dev python3 -c 'import sysconfig, os; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")'
+need python3-venv has_venv
+need qemu-system-x86 command -v qemu-system-x86_64
+if ! [ -x /usr/lib/qemu/virtiofsd ] && ! [ -x /usr/libexec/virtiofsd ]; then
+	if command -v apt-cache >/dev/null && [ -n "$(apt-cache madison virtiofsd 2>/dev/null)" ]; then
+		missing="$missing virtiofsd"
+	else
+		missing="$missing qemu-system-common"
+	fi
+fi
+need kmod command -v depmod
+need e2fsprogs command -v e2fsck
+need fio command -v fio
+need libasan8 sh -c 'ls /usr/lib/gcc/*/*/libasan.so'
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	echo "installing:$missing"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq
+	# shellcheck disable=SC2086 # a list of words
+	apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+	echo "these packages are missing (Debian's names):$missing" >&2
+	echo "hint: install them, or run this as root on Debian" >&2
+	exit 3
+fi

@@ -1,0 +1,1 @@
+"""The lab: boot a real kernel in an emulator and run one command inside it."""

@@ -1,0 +1,178 @@
+"""Options as text -> a frozen DeviceConfig. Every option is checked here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ublkd import registry
+from ublkd.errors import UsageError, printable
+from ublkd.features import Lease
+from ublkd.target import Option, OptionValue
+from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
+
+MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
+MIN_IO_BYTES = 4096
+SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """One device as it was asked for: complete, checked, and independent of the folder it was
+    asked for in.
+    """
+
+    target: str
+    options: Mapping[str, OptionValue]  # the target's, parsed
+    name: str | None = None
+    id: int | None = None  # None: the driver chooses
+    queues: int = 1
+    depth: int = 128  # tags of a queue
+    max_io: int = 512 << 10  # bytes of the largest request
+    lease: Lease | None = None  # None: the best there is
+
+
+def parse_size(text: str) -> int:
+    """Bytes: a whole number with an optional suffix K, M, G, T or P (powers of 1024).
+
+    Raises ValueError.
+    """
+    match = re.fullmatch(r"([0-9]{1,19})([KMGTP]?)(?:I?B)?", text.strip().upper())
+    if not match:
+        raise ValueError(f"{printable(text)!r} is not a size")
+    return int(match[1]) * SUFFIXES[match[2]]
+
+
+def format_size(size: int) -> str:
+    """The shortest exact text that parse_size reads back: 512K, 250G, 1000001."""
+    for suffix, unit in reversed(SUFFIXES.items()):
+        if size and size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return str(size)
+
+
+def _in_range(option: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise UsageError(f"--{option} {value} is out of range", hint=f"from {low} to {high}")
+    return value
+
+
+def _number(option: str, text: str, low: int, high: int) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,19}", text):
+        raise UsageError(
+            f"--{option} {printable(text)!r} is not a whole number", hint=f"from {low} to {high}"
+        )
+    return _in_range(option, int(text), low, high)
+
+
+def _size(option: Option, text: str) -> int:
+    span = f"from {format_size(option.minimum)} to {format_size(option.maximum)}"
+    if option.power_of_two:
+        span += ", a power of two"
+    elif option.multiple_of > 1:
+        span += f", a multiple of {option.multiple_of}"
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--{option.name} {error}", hint=f"bytes, or with a suffix (4K, 1M, 250G): {span}"
+        ) from error
+    wrong_power = option.power_of_two and size & (size - 1)
+    if not option.minimum <= size <= option.maximum or wrong_power or size % option.multiple_of:
+        raise UsageError(f"--{option.name} {printable(text)} is out of range", hint=span)
+    return size
+
+
+MAX_IO = Option(
+    name="max-io",
+    help="bytes of the largest request",
+    kind="size",
+    minimum=MIN_IO_BYTES,
+    maximum=MAX_IO_BYTES,
+    multiple_of=4096,
+)
+
+
+def _parsed(option: Option, raw: str | bool) -> OptionValue:
+    if isinstance(raw, bool):
+        return raw
+    if option.kind == "size":
+        return _size(option, raw)
+    if option.kind == "path":
+        if not raw:
+            raise UsageError(f"--{option.name} is empty", hint="give a path")
+        # made absolute, links kept: what a later start from another folder must find again
+        return str(Path.cwd() / raw)
+    if option.kind == "choice" and raw not in option.choices:
+        raise UsageError(
+            f"--{option.name} {printable(raw)!r} is none of its choices",
+            hint="one of " + ", ".join(option.choices),
+        )
+    return raw
+
+
+def parse_options(
+    target: str, known: Mapping[str, Option], raw: Mapping[str, str | bool | None]
+) -> dict[str, OptionValue]:
+    """A target's options, by key. Raises UsageError for one that is wrong, missing or unknown."""
+    unknown = [name for name in raw if name not in known]
+    if unknown:
+        raise UsageError(
+            f"target {target} has no option --{printable(unknown[0])}",
+            hint=f"its options: {', '.join('--' + name for name in known) or 'none'}",
+        )
+    values: dict[str, OptionValue] = {}
+    for name, option in known.items():
+        given = raw.get(name)
+        if given is None and option.required:
+            raise UsageError(f"target {target} needs --{name}", hint=option.help)
+        values[option.key] = option.default if given is None else _parsed(option, given)
+    return values
+
+
+def parse_name(text: str) -> str:
+    """A device name. Raises UsageError."""
+    if not NAME.fullmatch(text):
+        raise UsageError(
+            f"--name {printable(text)!r} cannot be a name",
+            hint="a letter, then letters, digits, '.', '_' or '-', at most 63 in all",
+        )
+    return text
+
+
+def build(
+    target: str,
+    options: Mapping[str, str | bool | None],
+    *,
+    name: str | None = None,
+    id: str | None = None,
+    queues: str | None = None,
+    depth: str | None = None,
+    max_io: str | None = None,
+    lease: str | None = None,
+) -> DeviceConfig:
+    """Check everything that can be checked without the machine. Raises UsageError.
+
+    Values are the words of the command line; None takes the default.
+    """
+    cls = registry.load(target)
+    default = DeviceConfig(target=target, options={})
+    leases = [kind.value for kind in Lease]
+    if lease is not None and lease not in leases:
+        raise UsageError(
+            f"--lease {printable(lease)!r} is none of its choices",
+            hint="one of " + ", ".join(leases),
+        )
+    return DeviceConfig(
+        target=target,
+        options=parse_options(target, {o.name: o for o in cls.options}, options),
+        name=None if name is None else parse_name(name),
+        id=None if id is None else _number("id", id, 0, MAX_ID),
+        queues=default.queues if queues is None else _number("queues", queues, 1, MAX_QUEUES),
+        depth=default.depth if depth is None else _number("depth", depth, 1, MAX_DEPTH),
+        max_io=default.max_io if max_io is None else _size(MAX_IO, max_io),
+        lease=None if lease is None else Lease(lease),
+    )

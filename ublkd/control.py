@@ -1,0 +1,263 @@
+"""Commands to the driver: one method per ``UBLK_U_CMD_*``, each with a deadline.
+
+Source: Documentation/block/ublk.rst and drivers/block/ublk_drv.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ublkd._core import ffi, lib
+from ublkd.errors import NotPossibleError, UblkdError, reason
+from ublkd.target import Params
+from ublkd.uapi import SECTOR, Attr, Cmd, DevState, Feature, ParamType
+
+QUICK_SECONDS = 10
+"""Deadline of commands that only look something up or write it down."""
+SLOW_SECONDS = 60
+"""Deadline of commands that wait for I/O or for a process to let go: START, STOP, DEL."""
+
+ANY_ID = 0xFFFFFFFF
+"""The ``dev_id`` that lets the driver choose."""
+
+CONTROL_NODE = Path("/dev/ublk-control")
+IO_URING_DISABLED = Path("/proc/sys/kernel/io_uring_disabled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevInfo:
+    """What the driver says of a device (``struct ublksrv_ctrl_dev_info``)."""
+
+    id: int
+    state: DevState
+    queues: int
+    depth: int
+    max_io: int  # bytes
+    pid: int  # of the server, as this process sees it; -1: none
+    flags: Feature
+    cookie: int  # 64 bits that belong to whoever added the device
+
+
+class CommandError(UblkdError):
+    """The driver refused a command; ``errno`` says how."""
+
+    def __init__(self, cmd: Cmd, number: int, *, hint: str = "") -> None:
+        super().__init__(f"the ublk driver refused {cmd.name}: {reason(number)}", hint=hint)
+        self.errno = number
+
+
+class Control:
+    """The driver's control node. A context manager; not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._handle: Any = ffi.NULL
+
+    def __enter__(self) -> Self:
+        out = ffi.new("struct control **")
+        ret = lib.control_init(out)
+        if ret < 0:
+            raise unavailable(-ret)
+        self._handle = out[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        lib.control_deinit(self._handle)
+        self._handle = ffi.NULL
+
+    def _command(
+        self,
+        cmd: Cmd,
+        dev_id: int = ANY_ID,
+        *,
+        data: int = 0,
+        buf: Any = ffi.NULL,
+        length: int = 0,
+        path_length: int = 0,
+        seconds: float = QUICK_SECONDS,
+    ) -> None:
+        ret = lib.control_cmd(
+            self._handle, cmd, dev_id, data, buf, length, path_length, int(seconds * 1000)
+        )
+        if ret == -errno.ETIMEDOUT:
+            raise UblkdError(
+                f"the ublk driver did not answer {cmd.name} within {seconds:g} seconds",
+                hint="something may hold the device in the kernel; see dmesg for blocked tasks",
+            )
+        if ret < 0:
+            raise CommandError(cmd, -ret)
+
+    def get_features(self) -> Feature:
+        """Everything this kernel's driver offers. NotPossibleError before Linux 6.5."""
+        bits = ffi.new("uint64_t *")
+        try:
+            self._command(Cmd.GET_FEATURES, buf=bits, length=8)
+        except CommandError as error:
+            raise NotPossibleError(
+                "this kernel's ublk driver is too old to name its features",
+                hint="ublkd needs Linux 6.5 or newer",
+            ) from error
+        return Feature(bits[0])
+
+    def add_dev(
+        self, *, dev_id: int, queues: int, depth: int, max_io: int, flags: Feature, cookie: int
+    ) -> DevInfo:
+        """Create /dev/ublkcN. The answer is the driver's: its id, queues and flags count.
+
+        ``dev_id`` may be ANY_ID. Raises CommandError with EEXIST for an id that is taken.
+        """
+        info = ffi.new("struct ublksrv_ctrl_dev_info *")
+        info.dev_id = dev_id
+        info.nr_hw_queues = queues
+        info.queue_depth = depth
+        info.max_io_buf_bytes = max_io
+        info.flags = flags
+        info.ublksrv_flags = cookie
+        self._command(Cmd.ADD_DEV, dev_id, buf=info, length=ffi.sizeof(info[0]))
+        return _dev_info(info)
+
+    def get_dev_info(self, dev_id: int) -> DevInfo:
+        """CommandError with ENODEV where there is no such device."""
+        info = ffi.new("struct ublksrv_ctrl_dev_info *")
+        try:
+            self._command(Cmd.GET_DEV_INFO, dev_id, buf=info, length=ffi.sizeof(info[0]))
+        except CommandError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return self._get_dev_info2(dev_id)
+        return _dev_info(info)
+
+    def _get_dev_info2(self, dev_id: int) -> DevInfo:
+        """An unprivileged device wants to be asked by the path of its node as well."""
+        path = os.fsencode(f"/dev/ublkc{dev_id}") + b"\0"
+        size = ffi.sizeof("struct ublksrv_ctrl_dev_info")
+        buf = ffi.new("char[]", len(path) + size)
+        buf[0 : len(path)] = path
+        self._command(
+            Cmd.GET_DEV_INFO2, dev_id, buf=buf, length=len(path) + size, path_length=len(path)
+        )
+        return _dev_info(ffi.cast("struct ublksrv_ctrl_dev_info *", buf + len(path)))
+
+    def set_params(self, dev_id: int, params: Params, *, max_io: int) -> None:
+        """Describe the disk; ``max_io`` is in bytes. Only before the device is started."""
+        raw = _raw_params(params, max_io)
+        try:
+            self._command(Cmd.SET_PARAMS, dev_id, buf=raw, length=ffi.sizeof(raw[0]))
+        except CommandError as error:
+            raise UblkdError(
+                f"the ublk driver does not take these parameters: {params}",
+                hint="this is a defect of the target: please report it",
+            ) from error
+
+    def get_size(self, dev_id: int) -> int:
+        """Bytes of the disk; 0 where the driver does not tell."""
+        raw = ffi.new("struct ublk_params *")
+        raw.len = ffi.sizeof(raw[0])
+        try:
+            self._command(Cmd.GET_PARAMS, dev_id, buf=raw, length=raw.len)
+        except CommandError:
+            return 0
+        return int(raw.basic.dev_sectors) * SECTOR
+
+    def start_dev(self, dev_id: int, pid: int) -> None:
+        """Make /dev/ublkbN; every tag's FETCH must be in the driver already."""
+        self._command(Cmd.START_DEV, dev_id, data=pid, seconds=SLOW_SECONDS)
+
+    def stop_dev(self, dev_id: int) -> None:
+        """Take the disk away; waits for requests in flight."""
+        self._command(Cmd.STOP_DEV, dev_id, seconds=SLOW_SECONDS)
+
+    def try_stop_dev(self, dev_id: int) -> None:
+        """Like stop_dev, but CommandError with EBUSY while the disk is open (Linux 7.0)."""
+        self._command(Cmd.TRY_STOP_DEV, dev_id, seconds=SLOW_SECONDS)
+
+    def del_dev(self, dev_id: int, *, seconds: float = SLOW_SECONDS) -> None:
+        """Remove the device; waits until its server has closed /dev/ublkcN."""
+        self._command(Cmd.DEL_DEV, dev_id, seconds=seconds)
+
+
+def _dev_info(info: Any) -> DevInfo:
+    return DevInfo(
+        id=info.dev_id,
+        state=DevState(info.state),
+        queues=info.nr_hw_queues,
+        depth=info.queue_depth,
+        max_io=info.max_io_buf_bytes,
+        pid=info.ublksrv_pid,
+        flags=Feature(info.flags),
+        cookie=info.ublksrv_flags,
+    )
+
+
+def _shift(size: int) -> int:
+    return size.bit_length() - 1
+
+
+def _raw_params(params: Params, max_io: int) -> Any:
+    raw = ffi.new("struct ublk_params *")
+    raw.len = ffi.sizeof(raw[0])
+    raw.types = ParamType.BASIC | ParamType.DMA_ALIGN
+    raw.basic.attrs = (
+        (Attr.READ_ONLY if params.read_only else 0)
+        | (Attr.ROTATIONAL if params.rotational else 0)
+        | (Attr.VOLATILE_CACHE if params.volatile_cache else 0)
+        | (Attr.FUA if params.volatile_cache and params.fua else 0)
+    )
+    raw.basic.logical_bs_shift = _shift(params.logical_block)
+    raw.basic.physical_bs_shift = _shift(params.physical_block)
+    raw.basic.io_min_shift = _shift(params.io_min)
+    raw.basic.io_opt_shift = _shift(params.io_opt)
+    raw.basic.max_sectors = max_io // SECTOR
+    raw.basic.dev_sectors = params.size // SECTOR
+    raw.dma.alignment = params.dma_align - 1
+    if params.max_discard or params.max_write_zeroes:
+        raw.types |= ParamType.DISCARD
+        raw.discard.discard_granularity = params.discard_granularity
+        raw.discard.max_discard_sectors = params.max_discard // SECTOR
+        raw.discard.max_write_zeroes_sectors = params.max_write_zeroes // SECTOR
+        raw.discard.max_discard_segments = 1
+    return raw
+
+
+def unavailable(number: int) -> NotPossibleError:
+    """Why the control node or its ring could not be opened."""
+    if number == errno.ENOENT or not CONTROL_NODE.exists():
+        return NotPossibleError(
+            "there is no /dev/ublk-control: the ublk driver is not loaded",
+            hint="run 'modprobe ublk_drv'; if there is no such module, use a kernel 6.5 or newer "
+            "that has CONFIG_BLK_DEV_UBLK (Debian 13, Fedora 40, Ubuntu 24.04)",
+        )
+    if number in (errno.EPERM, errno.ENOSYS, errno.EACCES):
+        return _forbidden(number)
+    if number == errno.ENOMEM:
+        return NotPossibleError(
+            "no memory may be locked for io_uring",
+            hint="raise the limit: 'ulimit -l unlimited', or LimitMEMLOCK=infinity in the unit",
+        )
+    if number in (errno.ENXIO, errno.ENODEV):
+        return NotPossibleError(
+            "/dev/ublk-control is there but no driver stands behind it",
+            hint="run 'modprobe ublk_drv'",
+        )
+    return NotPossibleError(f"cannot use /dev/ublk-control: {reason(number)}")
+
+
+def _forbidden(number: int) -> NotPossibleError:
+    if os.geteuid() != 0:
+        return NotPossibleError("ublk devices need root", hint="run it with sudo")
+    try:
+        setting = IO_URING_DISABLED.read_text().strip()
+    except OSError:
+        setting = "0"
+    if setting == "2" or (setting == "1" and number == errno.EPERM):
+        return NotPossibleError(
+            f"io_uring is disabled on this machine (kernel.io_uring_disabled = {setting})",
+            hint="run 'sysctl kernel.io_uring_disabled=0'",
+        )
+    return NotPossibleError(
+        f"io_uring or /dev/ublk-control may not be used here: {reason(number)}",
+        hint="a container or a seccomp filter may forbid it, or CAP_SYS_ADMIN is missing",
+    )

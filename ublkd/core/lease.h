@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How a request's pages are reached: the only file that knows how this
+ * kernel lends them.
+ */
+#ifndef UBLKD_LEASE_H
+#define UBLKD_LEASE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "uapi.h"
+
+struct member;
+struct ring;
+
+enum lease_kind {
+	LEASE_AUTO, /* the driver puts the pages in buffer slot `tag` */
+	LEASE_REGISTER,
+	LEASE_GROUP,
+	LEASE_COPY, /* the driver copies to and from a buffer of ours */
+	LEASE_USER_COPY, /* we copy, by pread and pwrite on /dev/ublkcN */
+};
+
+/* One request's lease. */
+struct lease {
+	bool lent; /* pages are in the table; else bytes are in memory */
+	bool user_copy; /* and we carry them there and back */
+};
+
+/* What all leases of one queue have in common. */
+struct lease_table {
+	enum lease_kind kind;
+	int dev_fd; /* /dev/ublkcN */
+	uint16_t qid;
+	uint32_t slots; /* buffer table entries; tags beyond fall back */
+	uint32_t max_io; /* bytes */
+	/*
+	 * `depth` buffers of max_io bytes, touched only when used: the
+	 * copies' memory, and what an `auto` request falls back to.
+	 */
+	unsigned char *arena;
+	uint64_t arena_bytes;
+};
+
+/* 0 or -errno. */
+int lease_table_init(struct lease_table *t, struct ring *ring, uint16_t depth);
+void lease_table_deinit(struct lease_table *t);
+
+/* Completes a FETCH or COMMIT: where the next request's pages shall be. */
+void lease_prep_fetch(const struct lease_table *t, uint16_t tag,
+		      struct io_uring_sqe *sqe, struct ublksrv_io_cmd *cmd);
+
+/* A request is here: its pages can be reached after this; 0 or -errno. */
+int lease_begin(struct lease_table *t, struct lease *l, uint16_t tag,
+		const struct ublksrv_io_desc *iod);
+
+/* Points a READ or WRITE at `len` lent bytes from `buf` on. */
+void lease_bind(const struct lease_table *t, const struct lease *l,
+		uint16_t tag, struct io_uring_sqe *sqe, bool write,
+		uint64_t buf, uint32_t len);
+
+/*
+ * The members are done and `filled` bytes are about to be committed: what
+ * a READ put into memory goes to the request. Returns how many bytes
+ * arrived, or -errno.
+ */
+int lease_end(struct lease_table *t, const struct lease *l, uint16_t tag,
+	      bool is_read, uint32_t filled);
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The io_uring of one queue: how it is set up and how an SQE is had.
+ * A ring is made and used by one thread, the queue's own.
+ */
+#ifndef UBLKD_RING_H
+#define UBLKD_RING_H
+
+#include <liburing.h>
+
+struct ring {
+	struct io_uring uring;
+	int error; /* the first failure to submit; ends the queue */
+	struct io_uring_sqe nowhere; /* what ring_sqe() gives after that */
+};
+
+/*
+ * `sqes` is a wish, `cqes` is a promise: room for that many completions
+ * at once. Files go to fixed slots 0..nr_files-1. Returns 0 or -errno.
+ */
+int ring_init(struct ring *r, unsigned int sqes, unsigned int cqes,
+	      const int *files, unsigned int nr_files);
+void ring_deinit(struct ring *r);
+
+/*
+ * A cleared SQE. Cannot fail: with the queue full it submits what is there.
+ * If even that is impossible, r->error is set and the SQE goes nowhere.
+ */
+struct io_uring_sqe *ring_sqe(struct ring *r);
+
+/* Submits, and waits for at least one completion; 0 or -errno. */
+int ring_submit_and_wait(struct ring *r);
+
+#endif

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * All that a native target sees, together with group.h.
+ *
+ * A target turns an iod into members of a group and never waits. It runs in
+ * the queue's thread, so what several queues share it must guard itself.
+ */
+#ifndef UBLKD_TARGET_H
+#define UBLKD_TARGET_H
+
+#include <stdint.h>
+
+#include "uapi.h"
+
+struct group;
+
+#define UBLKD_TARGET_ABI 1
+
+struct ublkd_target_ops {
+	uint32_t abi; /* UBLKD_TARGET_ABI, checked when the queue is made */
+	const char *name;
+	/*
+	 * Adds members or completes. -errno fails the request; members that
+	 * were added before are waited for.
+	 */
+	int (*submit)(void *target, struct group *g,
+		      const struct ublksrv_io_desc *iod);
+	/*
+	 * Sees a member's result before the rule of group.c does and returns
+	 * the result that the rule shall see. May add members. NULL: none
+	 * of that.
+	 */
+	int (*on_cqe)(void *target, struct group *g, unsigned int member,
+		      int res);
+};
+
+static inline unsigned int iod_op(const struct ublksrv_io_desc *iod)
+{
+	return iod->op_flags & 0xff;
+}
+
+static inline uint64_t iod_offset(const struct ublksrv_io_desc *iod)
+{
+	return iod->start_sector << 9;
+}
+
+static inline uint64_t iod_bytes(const struct ublksrv_io_desc *iod)
+{
+	return (uint64_t)iod->nr_sectors << 9;
+}
+
+#endif

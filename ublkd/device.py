@@ -1,0 +1,255 @@
+"""A device's life, top to bottom: add, params, queues, start ... stop, del."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from ublkd import stats
+from ublkd.config import DeviceConfig
+from ublkd.control import ANY_ID, CommandError, Control, DevInfo
+from ublkd.errors import UblkdError, reason
+from ublkd.features import Features, granted
+from ublkd.queue import Queue, QueueConfig
+from ublkd.state import DeviceState, StateDir, is_ours, name_taken, new_cookie
+from ublkd.target import Target
+
+READY_SECONDS = 30
+END_SECONDS = 60
+
+
+class Device:
+    """A context manager: inside it the disk exists and is served; after it everything is gone.
+
+    ``wait`` returns when the queues have ended, which they do when somebody stops the device: it
+    is then left to them to delete it. Raises UblkdError with the cause from ``__enter__``, and
+    leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        config: DeviceConfig,
+        target: Target,
+        features: Features,
+        states: StateDir,
+        *,
+        lease_slots: int | None = None,
+    ) -> None:
+        """``lease_slots``: entries of each queue's buffer table, by default one per tag; requests
+        of the tags beyond are copied.
+        """
+        self._control = control
+        self._config = config
+        self._target = target
+        self._features = features
+        self._states = states
+        self._lease_slots = lease_slots
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Becomes readable when a queue has ended, and stays so."""
+        self._queues: list[Queue] = []
+        self._undo = ExitStack()
+        self.info: DevInfo | None = None
+
+    @property
+    def id(self) -> int:
+        """The number the driver gave."""
+        assert self.info is not None  # noqa: S101
+        return self.info.id
+
+    @property
+    def stopped_by_others(self) -> bool:
+        """Whether the queues ended without an error and without ``__exit__``."""
+        return self.wait(0) and not self.failure
+
+    @property
+    def failure(self) -> str:
+        """Why a queue ended before its time; empty while all is well."""
+        for queue in self._queues:
+            if queue.result:
+                return f"queue {queue.qid} ended: {reason(-queue.result)}"
+        return ""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            undo.callback(os.close, self.ended_fd)
+            self.info = self._add()
+            undo.callback(self._states.remove, self.id)
+            undo.callback(self._delete)
+            granted(self._features, self.info.flags)
+            self._control.set_params(self.id, self._target.params, max_io=self.info.max_io)
+            counters = undo.enter_context(
+                stats.create(self._states.counters(self.id), self.info.queues)
+            )
+            dev_fd = self._open_char_device()
+            undo.callback(os.close, dev_fd)
+            undo.callback(self._end_queues)
+            self._start_queues(dev_fd, counters)
+            self._control.start_dev(self.id, os.getpid())
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.__exit__(kind, error, trace)
+
+    def leave(self) -> None:
+        """End the queues but leave the device in the driver, for whoever stopped it to delete."""
+        self._end_queues()
+        self._undo.pop_all()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until a queue has ended; whether one has."""
+        return bool(select.select([self.ended_fd], [], [], seconds)[0])
+
+    # --- the steps of __enter__, in their order ---------------------------------------------
+
+    def _add(self) -> DevInfo:
+        config, cookie = self._config, new_cookie()
+        with self._states.lock():
+            if config.name is not None:
+                self._check_name(config.name)
+            try:
+                info = self._control.add_dev(
+                    dev_id=ANY_ID if config.id is None else config.id,
+                    queues=config.queues,
+                    depth=config.depth,
+                    max_io=config.max_io,
+                    flags=self._features.flags,
+                    cookie=cookie,
+                )
+            except CommandError as error:
+                raise self._refused(error) from error
+            try:
+                self._states.write(self._state(info, cookie))
+            except BaseException:
+                self._control.del_dev(info.id)
+                raise
+        return info
+
+    def _check_name(self, name: str) -> None:
+        for dev_id in self._states.ids():
+            state = self._states.read(dev_id)
+            if state is None or state.name != name:
+                continue
+            if self._still_there(dev_id, state.cookie):
+                raise name_taken(name, f"/dev/ublkb{dev_id}")
+            self._states.remove(dev_id)
+
+    def _still_there(self, dev_id: int, cookie: int) -> bool:
+        try:
+            return self._control.get_dev_info(dev_id).cookie == cookie
+        except CommandError:
+            return False
+
+    def _refused(self, error: CommandError) -> UblkdError:
+        if error.errno == errno.EEXIST:
+            owner = "another ublkd device" if self._is_ours(self._config.id) else "another program"
+            return UblkdError(
+                f"device number {self._config.id} is taken by {owner}",
+                hint="leave --id out to get a free one; 'ublkd list' shows those in use",
+            )
+        if error.errno == errno.ENOSPC:
+            return UblkdError("no device number is free", hint="delete devices that are not used")
+        if error.errno == errno.ENOMEM:
+            return UblkdError(
+                f"no memory for {self._config.queues} queues of {self._config.depth} requests",
+                hint="lower --queues or --depth",
+            )
+        return error
+
+    def _is_ours(self, dev_id: int | None) -> bool:
+        try:
+            return dev_id is not None and is_ours(self._control.get_dev_info(dev_id).cookie)
+        except CommandError:
+            return False
+
+    def _state(self, info: DevInfo, cookie: int) -> DeviceState:
+        return DeviceState(
+            id=info.id,
+            cookie=cookie,
+            pid=os.getpid(),
+            name=self._config.name,
+            target=self._config.target,
+            options=dict(self._config.options),
+            lease=self._features.lease.value,
+            refused={lease.value: why for lease, why in self._features.refused.items()},
+            describe=dict(self._target.describe()),
+        )
+
+    def _open_char_device(self) -> int:
+        node = f"/dev/ublkc{self.id}"
+        until = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                return os.open(node, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                # without devtmpfs udev makes the node; and udev may hold a new one for a moment
+                passing = error.errno in (errno.ENOENT, errno.EBUSY)
+                if not passing or time.monotonic() > until:
+                    raise UblkdError(
+                        f"cannot open {node}: {reason(error)}",
+                        hint="is udev running, or /dev a devtmpfs?",
+                    ) from error
+            time.sleep(0.01)
+
+    def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
+        assert self.info is not None  # noqa: S101
+        slots = self.info.depth if self._lease_slots is None else self._lease_slots
+        for qid, counter in enumerate(counters):
+            config = QueueConfig(
+                dev_fd=dev_fd,
+                qid=qid,
+                depth=self.info.depth,
+                max_io=self.info.max_io,
+                block=self._target.params.logical_block,
+                lease=self._features.lease,
+                lease_slots=slots,
+                max_members=self._target.params.max_members,
+                files=self._target.files(),
+                native=self._target.native(),
+                stats=counter,
+            )
+            self._queues.append(Queue(config, self._on_queue_end))
+        for queue in self._queues:
+            queue.start()
+        # START_DEV waits for every FETCH: a queue that could not post its own would hang it
+        for queue in self._queues:
+            queue.wait_ready(READY_SECONDS)
+
+    def _on_queue_end(self) -> None:
+        os.eventfd_write(self.ended_fd, 1)
+
+    # --- and their undoing ------------------------------------------------------------------
+
+    def _end_queues(self) -> None:
+        """Stop the device, which ends the queues, and wait for their threads."""
+        with contextlib.suppress(UblkdError):
+            self._control.stop_dev(self.id)
+        until = time.monotonic() + END_SECONDS
+        stuck = [q.qid for q in self._queues if not q.join(max(0.0, until - time.monotonic()))]
+        if stuck:
+            raise UblkdError(
+                f"queues {stuck} of /dev/ublkb{self.id} did not end within {END_SECONDS} seconds",
+                hint="their I/O may be stuck in the backing; see dmesg for blocked tasks",
+            )
+        for queue in self._queues:
+            queue.free()
+        self._queues.clear()
+
+    def _delete(self) -> None:
+        try:
+            self._control.del_dev(self.id)
+        except CommandError as error:
+            if error.errno != errno.ENODEV:  # somebody else was faster
+                raise

@@ -1,0 +1,210 @@
+"""What any root process may do to devices that exist: list, find, stop and delete them.
+
+There is no control socket: these are commands to the driver, and the daemon notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ublkd import stats
+from ublkd.control import CommandError, Control, DevInfo
+from ublkd.errors import UblkdError, printable
+from ublkd.state import DeviceState, StateDir, is_ours
+from ublkd.uapi import DevState, Feature
+
+CHAR_CLASS = Path("/sys/class/ublk-char")
+GONE_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A device in the driver, with what is remembered of it (None for somebody else's)."""
+
+    info: DevInfo
+    size: int  # bytes
+    state: DeviceState | None
+
+    @property
+    def node(self) -> str:
+        """The block node."""
+        return f"/dev/ublkb{self.info.id}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether ublkd made it."""
+        return is_ours(self.info.cookie)
+
+    @property
+    def called(self) -> str:
+        """How a message names it."""
+        name = self.state.name if self.state else None
+        return f"{self.node} ({printable(name)})" if name else self.node
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything ``list --json`` tells."""
+        info = self.info
+        told: dict[str, Any] = {
+            "id": info.id,
+            "node": self.node,
+            "name": None,
+            "ours": self.ours,
+            "state": info.state.name.lower(),
+            "size": self.size,
+            "queues": info.queues,
+            "depth": info.depth,
+            "max_io": info.max_io,
+            "pid": info.pid if info.pid > 0 else None,
+            "flags": [f.name for f in Feature if f in info.flags],
+            "target": None,
+            "lease": None,
+        }
+        if self.state:
+            remembered = asdict(self.state)
+            for key in ("name", "target", "options", "lease", "refused", "describe"):
+                told[key] = remembered[key]
+        return told
+
+
+def devices(control: Control, states: StateDir) -> list[Found]:
+    """Every ublk device of this machine, by number."""
+    try:
+        names = os.listdir(CHAR_CLASS)
+    except OSError:
+        return []
+    ids = sorted(int(m[1]) for n in names if (m := re.fullmatch(r"ublkc(\d+)", n)))
+    found = (_look(control, states, dev_id) for dev_id in ids)
+    return [device for device in found if device]
+
+
+def _look(control: Control, states: StateDir, dev_id: int) -> Found | None:
+    try:
+        info = control.get_dev_info(dev_id)
+    except CommandError as error:
+        if error.errno == errno.ENODEV:
+            return None  # deleted since it was listed
+        raise
+    state = states.read(dev_id)
+    if state and state.cookie != info.cookie:
+        state = None  # of an earlier device of that number
+    return Found(info=info, size=control.get_size(dev_id), state=state)
+
+
+def find(control: Control, states: StateDir, word: str) -> Found:
+    """The device that a number, a name or a node's path means. Raises UblkdError."""
+    match = re.fullmatch(r"(?:(?:/dev/)?ublk[bc])?([0-9]{1,7})", word)
+    for device in devices(control, states):
+        name = device.state.name if device.state else None
+        if (match and device.info.id == int(match[1])) or (name is not None and name == word):
+            return device
+    raise UblkdError(
+        f"there is no ublk device {printable(word)!r}",
+        hint="a number, a name, or a path like /dev/ublkb0; 'ublkd list' shows them",
+    )
+
+
+def counters(states: StateDir, device: Found) -> list[dict[str, Any]]:
+    """The counters of each queue; nothing for somebody else's device."""
+    return stats.read(states.counters(device.info.id)) if device.state else []
+
+
+# --- stop and delete ------------------------------------------------------------------------
+
+
+def _claimed(node: str) -> bool:
+    """Whether the disk is mounted, swapped on, or part of another block device."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _refuse_foreign(device: Found) -> None:
+    if not device.ours:
+        raise UblkdError(
+            f"{device.node} was not made by ublkd and is left alone",
+            hint="use the program that made it",
+        )
+
+
+def _refuse_claimed(device: Found, force: bool) -> None:
+    if not force and device.info.state is DevState.LIVE and _claimed(device.node):
+        raise UblkdError(
+            f"{device.called} is in use: mounted, or part of another block device",
+            hint=f"see 'lsblk {device.node}'; unmount it first, or use --force and lose what is "
+            "not written yet",
+        )
+
+
+def stop(control: Control, device: Found, *, force: bool = False) -> None:
+    """Take the disk away and end its daemon; the number stays until it is deleted.
+
+    Refuses a disk that is in use, and one that is only open where the kernel can tell
+    (SAFE_STOP_DEV, Linux 7.0), unless ``force``.
+    """
+    _refuse_foreign(device)
+    _refuse_claimed(device, force)
+    with _watch(device.info.pid) as daemon:
+        try:
+            if force or Feature.SAFE_STOP_DEV not in device.info.flags:
+                control.stop_dev(device.info.id)
+            else:
+                control.try_stop_dev(device.info.id)
+        except CommandError as error:
+            if error.errno == errno.EBUSY:
+                raise UblkdError(
+                    f"{device.called} is open",
+                    hint=f"see 'fuser -v {device.node}', or use --force",
+                ) from error
+            if error.errno != errno.ENODEV:  # it is stopped or gone, which is what was wanted
+                raise
+        _wait_gone(daemon, device)
+
+
+def delete(control: Control, states: StateDir, device: Found, *, force: bool = False) -> None:
+    """Stop the device, wait for its daemon to end, and remove every trace of it."""
+    _refuse_foreign(device)
+    _refuse_claimed(device, force)
+    with _watch(device.info.pid) as daemon:
+        for command in (control.stop_dev, control.del_dev):
+            try:
+                command(device.info.id)
+            except CommandError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+        _wait_gone(daemon, device)
+    with states.lock():
+        state = states.read(device.info.id)
+        if state is None or state.cookie == device.info.cookie:
+            states.remove(device.info.id)
+
+
+@contextlib.contextmanager
+def _watch(pid: int) -> Any:
+    """A descriptor of the process, which cannot come to mean another one; or None."""
+    fd = None
+    if pid > 0:
+        with contextlib.suppress(OSError):
+            fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _wait_gone(daemon: int | None, device: Found) -> None:
+    if daemon is not None and not select.select([daemon], [], [], GONE_SECONDS)[0]:
+        raise UblkdError(
+            f"the daemon of {device.called} (process {device.info.pid}) did not end within "
+            f"{GONE_SECONDS} seconds",
+            hint="its I/O may be stuck in the backing; see dmesg for blocked tasks",
+        )

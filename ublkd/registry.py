@@ -1,0 +1,56 @@
+"""Finds targets: entry points of the group ``ublkd.targets``, ours and strangers' by one door."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.target import API_VERSION, Target
+
+GROUP = "ublkd.targets"
+
+
+def names() -> list[str]:
+    """The names that ``--target`` takes, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def load(name: str) -> type[Target]:
+    """The target class of that name.
+
+    Raises UsageError for a name nobody registered and UblkdError for a plug-in that does not
+    load, does not look like a target, or speaks another version of the protocol.
+    """
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        known = ", ".join(names()) or "none (is ublkd installed properly?)"
+        raise UsageError(
+            f"unknown target {printable(name)!r}", hint=f"targets on this machine: {known}"
+        )
+    return _checked(found[0])
+
+
+def _checked(point: EntryPoint) -> type[Target]:
+    owner = point.dist.name if point.dist else "an unknown package"
+    who = f"target {point.name!r} (from {owner})"
+    try:
+        cls = point.load()
+    except Exception as error:  # a stranger's code: whatever it raises is its fault, and said so
+        raise UblkdError(
+            f"{who} does not load: {type(error).__name__}: {error}",
+            hint=f"it is a plug-in: reinstall or remove {owner}",
+        ) from error
+    version = getattr(cls, "api_version", None)
+    if version != API_VERSION:
+        raise UblkdError(
+            f"{who} speaks version {version} of the plug-in protocol, this ublkd {API_VERSION}",
+            hint=f"install a version of {owner} that fits",
+        )
+    missing = [n for n in ("from_options", "files", "native", "close") if not hasattr(cls, n)]
+    if missing:
+        raise UblkdError(
+            f"{who} is not a target: it has no {', '.join(missing)}",
+            hint="see ublkd.target.Target for what a target is",
+        )
+    return cast("type[Target]", cls)

@@ -1,0 +1,184 @@
+"""What is remembered of a running device, under /run/ublkd: its name, target, options and choices.
+
+One JSON file per device, written atomically before the disk appears, and beside it the page of
+counters that the queues write. What the kernel says wins: a file whose cookie is not the
+device's belongs to an earlier device of that number and is swept away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ublkd.errors import UblkdError, printable, reason
+
+RUN_DIR = Path("/run/ublkd")
+VERSION = 1
+MAX_BYTES = 1 << 20
+LOCK_SECONDS = 30
+
+COOKIE_MAGIC = 0x75626B64 << 32
+"""The upper half of the cookie that every device of ours carries in the driver ("ubkd")."""
+COOKIE_MASK = 0xFFFFFFFF << 32
+
+
+def new_cookie() -> int:
+    """64 bits to give ADD_DEV: ours by the upper half, this very device by the lower."""
+    return COOKIE_MAGIC | int.from_bytes(os.urandom(4))
+
+
+def is_ours(cookie: int) -> bool:
+    """Whether a device with that cookie was made by ublkd."""
+    return cookie & COOKIE_MASK == COOKIE_MAGIC
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceState:
+    """One device as remembered. ``describe`` is the target's own words about itself."""
+
+    id: int
+    cookie: int
+    pid: int
+    name: str | None
+    target: str
+    options: Mapping[str, Any]
+    lease: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    describe: Mapping[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+
+class StateDir:
+    """The folder: root's own, nobody else's. Every method may raise UblkdError."""
+
+    def __init__(self, path: Path = RUN_DIR) -> None:
+        self.path = path
+
+    def prepare(self) -> None:
+        """Make the folder; refuse one that somebody else could have filled."""
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            found = self.path.lstat()
+        except OSError as error:
+            raise UblkdError(
+                f"cannot make {self.path}: {reason(error)}", hint="is /run writable?"
+            ) from error
+        if not stat.S_ISDIR(found.st_mode):
+            raise UblkdError(
+                f"{self.path} is not a folder", hint="remove it: it should be root's, mode 0700"
+            )
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise UblkdError(
+                f"{self.path} can be written by others: nothing in it can be trusted",
+                hint=f"see who made it, then 'rm -r {self.path}'",
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One at a time: whoever chooses a name or sweeps. Waits at most LOCK_SECONDS."""
+        self.prepare()
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _flock(fd, LOCK_SECONDS)
+            yield
+        finally:
+            os.close(fd)
+
+    def file(self, dev_id: int) -> Path:
+        """Where a device's JSON is."""
+        return self.path / f"{dev_id}.json"
+
+    def counters(self, dev_id: int) -> Path:
+        """Where a device's counters are."""
+        return self.path / f"{dev_id}.stats"
+
+    def write(self, state: DeviceState) -> None:
+        """Write or replace a device's file: whole, or not at all."""
+        temporary = self.path / f".{state.id}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with open(os.open(temporary, flags, 0o600), "w", encoding="ascii") as f:
+                json.dump(asdict(state), f)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(self.file(state.id))
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UblkdError(
+                f"cannot write {self.file(state.id)}: {reason(error)}", hint="is /run full?"
+            ) from error
+
+    def read(self, dev_id: int) -> DeviceState | None:
+        """The device's file, or None where it is missing, broken or foreign."""
+        try:
+            fd = os.open(self.file(dev_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with open(fd, "rb") as f:
+            if os.fstat(fd).st_uid != os.geteuid():
+                return None
+            return _decoded(f.read(MAX_BYTES), dev_id)
+
+    def ids(self) -> list[int]:
+        """The devices that have files here, by number."""
+        try:
+            entries = os.listdir(self.path)
+        except OSError:
+            return []
+        stems = {name.partition(".")[0] for name in entries if not name.startswith(".")}
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def remove(self, dev_id: int) -> None:
+        """Forget a device."""
+        with contextlib.suppress(OSError):
+            self.counters(dev_id).unlink(missing_ok=True)
+            self.file(dev_id).unlink(missing_ok=True)
+
+
+def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
+    try:
+        found = json.loads(raw)
+        state = DeviceState(**found)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = all(isinstance(v, str) for v in (state.target, state.lease))
+    maps = all(isinstance(v, dict) for v in (state.options, state.refused, state.describe))
+    numbers = all(isinstance(v, int) for v in (state.cookie, state.pid, state.id))
+    named = state.name is None or isinstance(state.name, str)
+    sound = texts and maps and numbers and named
+    return state if sound and state.version == VERSION and state.id == dev_id else None
+
+
+def _flock(fd: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise
+            if time.monotonic() > until:
+                raise UblkdError(
+                    f"another ublkd has been adding or deleting for {seconds:g} seconds",
+                    hint="look for a ublkd that hangs: 'ps -C ublkd'",
+                ) from error
+            time.sleep(0.01)
+        else:
+            return
+
+
+def name_taken(name: str, by: str) -> UblkdError:
+    """The error for a name that another device has."""
+    return UblkdError(
+        f"the name {printable(name)!r} is taken by {by}",
+        hint="choose another one, or delete that device",
+    )

@@ -1,0 +1,69 @@
+"""Reads the counters that a device's queues keep in shared memory; asks the daemon nothing."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ublkd._core import ffi, lib
+from ublkd.errors import UblkdError, reason
+
+OPS = ("read", "write", "flush", "discard", None, "write_zeroes")
+"""Names of ``UBLK_IO_OP_*`` up to the last that is counted."""
+
+STRIDE = -(-ffi.sizeof("struct queue_stats") // 64) * 64
+"""Bytes from one queue's counters to the next's: a cache line of theirs is nobody else's."""
+
+
+@contextmanager
+def create(path: Path, queues: int) -> Iterator[list[Any]]:
+    """Make the file and map it: one ``struct queue_stats *`` per queue, all zero."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, STRIDE * queues)  # a full /run is an error now, not SIGBUS
+            area = mmap.mmap(fd, STRIDE * queues)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UblkdError(f"cannot make {path}: {reason(error)}", hint="is /run full?") from error
+    base = ffi.from_buffer(area)
+    try:
+        yield [ffi.cast("struct queue_stats *", base + STRIDE * qid) for qid in range(queues)]
+    finally:
+        ffi.release(base)
+        area.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The counters of every queue, by name; nothing where there are none."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return []
+    whole = range(0, len(raw) - STRIDE + 1, STRIDE)
+    queues = [
+        ffi.from_buffer("struct queue_stats *", raw[at : at + STRIDE], require_writable=False)
+        for at in whole
+    ]
+    return [_named(queue) for queue in queues if queue.magic == lib.STATS_MAGIC]
+
+
+def _named(queue: Any) -> dict[str, Any]:
+    counters: dict[str, Any] = {
+        name: {
+            "requests": queue.requests[op],
+            "bytes": queue.bytes[op],
+            "errors": queue.errors[op],
+        }
+        for op, name in enumerate(OPS)
+        if name
+    }
+    for name in ("in_flight", "short_members", "again_members", "requeues", "fallbacks"):
+        counters[name] = getattr(queue, name)
+    return counters

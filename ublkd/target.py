@@ -1,0 +1,121 @@
+"""The plug-in protocol: what a target is, and what it tells the kernel about its disk.
+
+A target is a class, found through the entry point group ``ublkd.targets``. It says what a disk
+looks like (``params``), which files its requests need (``files``), and turns requests into
+members of a group. So far a target serves natively: ``native()`` names the C operations that do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+API_VERSION = 1
+"""The protocol's number: a target with another one is refused with both numbers named."""
+
+OptionValue = str | int | bool | None
+"""A parsed option: text and paths as str, sizes in bytes as int, flags as bool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a target, ``--name`` on the command line.
+
+    ``kind`` says how it is parsed: ``path`` becomes absolute, ``size`` takes suffixes and becomes
+    bytes, ``flag`` takes no value. ``minimum`` and ``maximum`` are for sizes, in bytes.
+    """
+
+    name: str
+    help: str
+    kind: Literal["text", "path", "size", "flag", "choice"] = "text"
+    required: bool = False
+    default: OptionValue = None
+    choices: tuple[str, ...] = ()
+    minimum: int = 0
+    maximum: int = (1 << 63) - 1
+    power_of_two: bool = False
+    multiple_of: int = 1
+
+    @property
+    def key(self) -> str:
+        """Its key in the mapping that ``from_options`` gets."""
+        return self.name.replace("-", "_")
+
+
+BLOCK_SIZE = Option(
+    name="block-size",
+    help="bytes of a logical block of the disk, 512 to 4096",
+    kind="size",
+    minimum=512,
+    maximum=4096,
+    power_of_two=True,
+)
+"""The option that every target with a choice of logical block offers under this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """What the kernel is told about the disk. All sizes are bytes.
+
+    A capability that is not stated is never asked for: without ``volatile_cache`` no flush
+    arrives, with ``max_discard`` 0 no discard. Source: ``struct ublk_params``.
+    """
+
+    size: int
+    logical_block: int = 512
+    physical_block: int = 512
+    io_min: int = 512
+    io_opt: int = 512
+    dma_align: int = 4  # of the addresses and lengths of a request's pages
+    read_only: bool = False
+    rotational: bool = False
+    volatile_cache: bool = False
+    fua: bool = False
+    discard_granularity: int = 0
+    max_discard: int = 0
+    max_write_zeroes: int = 0
+    max_members: int = 1  # that one request may need
+
+
+@dataclass(frozen=True)
+class Native:
+    """A target served by C: ``ops`` is a ``const struct ublkd_target_ops *`` and ``handle`` the
+    ``void *`` that its functions get (core/target.h). The target keeps the handle alive.
+    """
+
+    ops: Any
+    handle: Any
+
+
+class Target(Protocol):
+    """A plug-in. Everything it holds is let go by ``close``, which is called exactly once."""
+
+    api_version: ClassVar[int]
+    options: ClassVar[Sequence[Option]]
+
+    @property
+    def params(self) -> Params:
+        """What the kernel shall know of the disk."""
+        ...
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
+        """Open what the options name. Raises UblkdError; OSError means the same less clearly."""
+        ...
+
+    def files(self) -> Sequence[int]:
+        """The descriptors that members use; they become fixed files 1, 2, ..."""
+        ...
+
+    def native(self) -> Native:
+        """The C operations that serve it."""
+        ...
+
+    def describe(self) -> Mapping[str, OptionValue]:
+        """What ``list`` and ``show`` tell about it: its backing, and choices with their reasons."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
