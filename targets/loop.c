@@ -56,8 +56,7 @@ static int write_zeroes(const struct loop *lo, struct group *g,
 	uint64_t at = lo->offset + iod_offset(iod);
 	uint64_t len = iod_bytes(iod);
 
-	if (!(iod->op_flags & UBLK_IO_F_NOUNMAP) &&
-	    !learnt(&lo->no_punch_hole))
+	if (!(iod->op_flags & UBLK_IO_F_NOUNMAP) && !learnt(&lo->no_punch_hole))
 		return group_fallocate(g, BACKING, PUNCH, at, len);
 	if (!learnt(&lo->no_zero_range))
 		return group_fallocate(g, BACKING, ZERO, at, len);
@@ -108,8 +107,8 @@ static int loop_on_cqe(void *target, struct group *g, unsigned int member,
 	    iod_op(g->iod) != UBLK_IO_OP_WRITE_ZEROES)
 		return res;
 	if (res == -EOPNOTSUPP) {
-		learn(m->flags & FALLOC_FL_PUNCH_HOLE ? &lo->no_punch_hole :
-							&lo->no_zero_range);
+		learn(m->flags & FALLOC_FL_PUNCH_HOLE ? &lo->no_punch_hole
+						      : &lo->no_zero_range);
 		return write_zeroes(lo, g, g->iod);
 	}
 	if (res == 0 && wants_fua(g->iod))

@@ -54,7 +54,7 @@ class NullTarget:
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
         """The options ``size`` and ``block_size``, bytes."""
         size, block = options["size"], options["block_size"]
-        assert isinstance(size, int)  # noqa: S101
+        assert isinstance(size, int)
         return cls(size, block if isinstance(block, int) else 512)
 
     def files(self) -> Sequence[int]:

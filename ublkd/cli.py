@@ -168,14 +168,14 @@ def _named_target(args: Sequence[str]) -> str | None:
 @click.option("--foreground", is_flag=True, help="Do not go to the background.")
 @json_option
 @click.pass_context
-def add(ctx: click.Context, as_json: bool, foreground: bool, **words: Any) -> None:
+def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) -> None:
     """Make a device and serve it.
 
     Prints its node once that can be opened; the daemon then works in the background.
     """
     from ublkd import config, daemon
 
-    assert isinstance(ctx.command, AddCommand)  # noqa: S101
+    assert isinstance(ctx.command, AddCommand)
     raw = {
         name: words[f"target_{option.key}"] for name, option in ctx.command.target_options.items()
     }
@@ -322,8 +322,8 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
                 manage.delete(control, states, device, force=force)
             except UblkdError as error:
                 failures.append(error)
-    for error in failures[:-1]:
-        complain(error)
+    for failure in failures[:-1]:
+        complain(failure)
     if failures:
         raise failures[-1]
 
@@ -332,8 +332,8 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
 @json_option
 def features(as_json: bool) -> None:
     """Show what this kernel's driver offers and which lease a device would get."""
-    from ublkd.features import negotiate
     from ublkd.features import names as feature_names
+    from ublkd.features import negotiate
 
     with driver() as (control, _):
         offered = control.get_features()
@@ -408,5 +408,5 @@ def _guarded(run: Callable[[], Any]) -> int:
 def main() -> NoReturn:
     """Entry point: exit codes are 0 done, 1 failed, 2 usage, 3 not possible on this machine."""
     if not _keep_standard_fds():
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
     sys.exit(_guarded(lambda: cli.main(prog_name="ublkd", standalone_mode=False)))

@@ -60,7 +60,7 @@ class Device:
     @property
     def id(self) -> int:
         """The number the driver gave."""
-        assert self.info is not None  # noqa: S101
+        assert self.info is not None
         return self.info.id
 
     @property
@@ -204,7 +204,7 @@ class Device:
             time.sleep(0.01)
 
     def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
-        assert self.info is not None  # noqa: S101
+        assert self.info is not None
         slots = self.info.depth if self._lease_slots is None else self._lease_slots
         for qid, counter in enumerate(counters):
             config = QueueConfig(

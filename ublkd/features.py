@@ -85,7 +85,7 @@ def negotiate(offered: Feature, wanted: Lease | None) -> Features:
             return Features(rung.lease, rung.needs | REQUIRED, refused)
         if wanted is rung.lease:
             break
-    assert wanted is not None  # the last rung needs nothing  # noqa: S101
+    assert wanted is not None  # the last rung needs nothing
     raise NotPossibleError(
         f"lease {wanted.value} is not possible: {refused[wanted]}",
         hint="leave --lease out to get the best one that is; 'ublkd features' lists them",

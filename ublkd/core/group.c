@@ -184,8 +184,7 @@ int group_fallocate(struct group *g, uint16_t file, uint32_t mode,
 					.flags = mode });
 }
 
-int group_discard(struct group *g, uint16_t file, uint64_t offset,
-		  uint64_t len)
+int group_discard(struct group *g, uint16_t file, uint64_t offset, uint64_t len)
 {
 	return add(g, &(struct member){ .op = MEMBER_DISCARD,
 					.file = file,

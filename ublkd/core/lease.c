@@ -33,6 +33,8 @@ int lease_table_init(struct lease_table *t, struct ring *ring, uint16_t depth)
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (arena == MAP_FAILED)
 		return -errno;
+	/* and a page that one did use costs a page, not two megabytes */
+	(void)madvise(arena, t->arena_bytes, MADV_NOHUGEPAGE);
 	t->arena = arena;
 	return 0;
 }
@@ -76,9 +78,9 @@ static int carry(const struct lease_table *t, uint16_t tag, bool to_request,
 	while (done < bytes) {
 		unsigned char *at = buffer(t, tag) + done;
 		off_t pos = request_pos(t, tag) + done;
-		ssize_t n = to_request ?
-				    pwrite(t->dev_fd, at, bytes - done, pos) :
-				    pread(t->dev_fd, at, bytes - done, pos);
+		ssize_t n = to_request
+				    ? pwrite(t->dev_fd, at, bytes - done, pos)
+				    : pread(t->dev_fd, at, bytes - done, pos);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -123,8 +125,8 @@ void lease_bind(const struct lease_table *t, const struct lease *l,
 {
 	sqe->len = len;
 	if (l->lent) {
-		sqe->opcode = write ? IORING_OP_WRITE_FIXED :
-				      IORING_OP_READ_FIXED;
+		sqe->opcode =
+			write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED;
 		sqe->addr = buf; /* a kernel buffer starts at 0 */
 		sqe->buf_index = tag;
 	} else {

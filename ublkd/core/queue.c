@@ -133,7 +133,8 @@ static void reap(struct queue *q)
 	struct io_uring_cqe *cqe;
 	unsigned int head, n = 0;
 
-	io_uring_for_each_cqe(&q->ring.uring, head, cqe) {
+	io_uring_for_each_cqe(&q->ring.uring, head, cqe)
+	{
 		uint64_t ud = cqe->user_data;
 		uint16_t tag = (uint16_t)ud;
 
