@@ -49,5 +49,18 @@ lab: export RUN := $(RUN)
 shell: $(VENV)/installed.stamp ## an interactive shell in a guest
 	@$(LAB) shell --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM)
 
+# An explicit KERNEL means the lab; else this host serves if it can.
+demo: $(VENV)/installed.stamp ## a sparse file becomes a verified disk, here or in a guest [KERNEL=] [LEASE=]
+	@if [ "$(origin KERNEL)" = file ] && [ "$$(id -u)" = 0 ] && \
+		{ [ -e /dev/ublk-control ] || modprobe -q ublk_drv 2>/dev/null; }; then \
+		PATH="$(CURDIR)/$(BIN):$$PATH" LEASE=$(LEASE) sh tests/demo.sh; \
+	else \
+		LEASE=$(LEASE) WORK=/scratch $(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \
+			--env LEASE --env WORK -- 'sh tests/demo.sh'; \
+	fi
+
+bench-quick: $(VENV)/installed.stamp ## the loop target beside the kernel's, counted in instructions
+	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/quick.py'
+
 clean: ## forget what was built, keep the kernels
 	rm -rf $(VENV) .cache/core .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -83,12 +83,12 @@ listen() {
 listen &
 
 echo job >&3
+# Not in the background: a shell has those ignore SIGINT, and all that they start.
 if [ -n "$LAB_SHELL" ]; then
-	(trap - TERM HUP && exec setsid -c /run/lab/job </dev/hvc0 >/dev/hvc0 2>&1 3>&-) &
+	(trap - TERM HUP && exec setsid -c /run/lab/job </dev/hvc0 >/dev/hvc0 2>&1 3>&-)
 else
-	(trap - TERM HUP && exec setsid /run/lab/job >/run/lab/out 2>/run/lab/err 3>&-) &
+	(trap - TERM HUP && exec setsid /run/lab/job >/run/lab/out 2>/run/lab/err 3>&-)
 fi
-wait $!
 echo "exit $?" >&3
 kill -TERM -1
 [ -n "$LAB_SHELL" ] || wait "$out" "$err"

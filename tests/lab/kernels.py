@@ -78,9 +78,7 @@ def _fetch(name: str, kmod: Path | None) -> Kernel:
         say(f"kernel {name} is no longer in the archive: taking {choice.version}")
     if not _tree(choice.version).exists():
         with cache.building(_tree(choice.version)) as partial:
-            packages.unpack(
-                _closure(packages, choice.version), partial, f"kernel {choice.version}"
-            )
+            packages.unpack(_closure(packages, choice.version), partial, f"kernel {choice.version}")
             if not (partial / "lib").exists():
                 (partial / "lib").symlink_to("usr/lib")
             _unpacked(partial, choice.version)

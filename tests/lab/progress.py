@@ -46,9 +46,7 @@ def run(
         )
 
 
-def _watch(
-    child: subprocess.Popen[bytes], what: str, folder: Path, total: int, tty: bool
-) -> None:
+def _watch(child: subprocess.Popen[bytes], what: str, folder: Path, total: int, tty: bool) -> None:
     every = 0.2 if tty else 3.0
     while True:
         try:

@@ -1,5 +1,6 @@
 """One boot: start virtiofsd and QEMU, pass the job's output on, end them."""
 
+import contextlib
 import dataclasses
 import enum
 import os
@@ -126,17 +127,15 @@ class Session:
                 stdout=out,
                 stderr=out,
                 pass_fds=[end.fileno() for end in self._theirs],
-                preexec_fn=prepare,
+                preexec_fn=prepare,  # noqa: PLW1509 (the lab has no threads)
                 start_new_session=True,
             )
         self._children.append(child)
 
     def tell(self, line: str) -> None:
         """Send one line to the guest's init."""
-        try:
+        with contextlib.suppress(OSError):  # it is gone, and the loop is about to see that
             self._ours[0].sendall(line.encode() + b"\n")
-        except OSError:
-            pass  # it is gone, and the loop is about to see that
 
     def kernel_log(self) -> str:
         """Return what the kernel said so far."""
@@ -316,6 +315,7 @@ def report(session: Session, result: Result) -> None:
     if result.end is End.DEADLINE:
         print(kernellog.blocked(log) or "(no task is blocked)", file=sys.stderr)
         return
-    print(kernellog.death(log), file=sys.stderr)
+    if log:
+        print(kernellog.death(log), file=sys.stderr)
     while_ = "while the job ran" if result.end is End.DIED else "before the job"
     say(f"the guest died {while_}{f': {result.reason}' if result.reason else ''}")

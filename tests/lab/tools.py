@@ -14,7 +14,9 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def _host_has(tool: str) -> bool:
-    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}:/usr/bin:/bin") is not None
+    return (
+        shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}:/usr/bin:/bin") is not None
+    )
 
 
 def get() -> Path | None:
