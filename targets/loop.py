@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -122,7 +123,8 @@ class LoopTarget:
 
     def close(self) -> None:
         """Let go of the backing, and of its lock at once: the kernel may hold the file longer."""
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
     def _describe_disk(self) -> tuple[Params, str]:

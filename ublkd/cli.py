@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -147,14 +148,15 @@ class AddCommand(click.Command):
 
 
 def _named_target(args: Sequence[str]) -> str | None:
-    for at, word in enumerate(args):
+    name = None  # the last one counts, as for click
+    for word, following in zip(args, [*args[1:], None], strict=False):
         if word == "--":
-            return None
-        if word in ("--target", "-t") and at + 1 < len(args):
-            return args[at + 1]
-        if word.startswith("--target="):
-            return word.removeprefix("--target=")
-    return None
+            break
+        if word in ("--target", "-t"):
+            name = following
+        elif word.startswith(("--target=", "-t")):
+            name = word.removeprefix("--target=").removeprefix("-t")
+    return name
 
 
 @cli.command(cls=AddCommand, context_settings=HELP)
@@ -188,18 +190,22 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
         for text in ready.warnings:
             warn(text)
         if as_json:
-            emit_json({"id": ready.id, "node": ready.node, "warnings": ready.warnings})
+            emit_json({"id": ready.id, "node": ready.node, "warnings": ready.warnings,
+                       "ready_ms": _age_ms()})  # fmt: skip
         else:
             emit(ready.node)
 
     if foreground:
+        from ublkd.state import new_cookie
         from ublkd.uevent import wait_for_node
 
         def ready_here(ready: daemon.Ready) -> None:
             wait_for_node(ready.node, daemon.NODE_SECONDS)
             announce(ready)
 
-        daemon.serve(wanted, ready_here, lambda line: click.echo(f"ublkd: {line}", err=True))
+        daemon.serve(
+            wanted, new_cookie(), ready_here, lambda line: click.echo(f"ublkd: {line}", err=True)
+        )
         return
     ready = daemon.start(wanted)
     try:
@@ -207,6 +213,13 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
     except UblkdError:
         _take_back(ready.id)
         raise
+
+
+def _age_ms() -> int:
+    """Milliseconds since this process was started, to the tick of the kernel's clock."""
+    with open("/proc/self/stat") as f:
+        started = int(f.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return round((time.clock_gettime(time.CLOCK_BOOTTIME) - started) * 1000)
 
 
 def _take_back(dev_id: int) -> None:
@@ -314,12 +327,14 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
         raise UsageError("del takes one DEV, or --all", hint="see 'ublkd list'")
     with driver() as (control, states):
         if dev is not None:
-            manage.delete(control, states, manage.find(control, states, dev), force=force)
-            return
+            chosen = [manage.find(control, states, dev)]
+        else:
+            chosen = [device for device in manage.devices(control, states) if device.ours]
         failures = []
-        for device in (d for d in manage.devices(control, states) if d.ours):
+        for device in chosen:
             try:
-                manage.delete(control, states, device, force=force)
+                if warning := manage.delete(control, states, device, force=force):
+                    warn(warning)
             except UblkdError as error:
                 failures.append(error)
     for failure in failures[:-1]:
@@ -356,9 +371,9 @@ def features(as_json: bool) -> None:
 
 def complain(error: UblkdError) -> None:
     """One line and a hint on standard error."""
-    click.echo(f"ublkd: {valid_text(error.message)}", err=True)
+    click.echo(f"ublkd: {printable(error.message)}", err=True)
     if error.hint:
-        click.echo(f"hint: {valid_text(error.hint)}", err=True)
+        click.echo(f"hint: {printable(error.hint)}", err=True)
 
 
 def _usage(error: click.UsageError) -> UblkdError:

@@ -16,7 +16,8 @@ from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
 MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
 MIN_IO_BYTES = 4096
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+# not what reads as the node of a device: with such a name `del` could mean another disk
+NAME = re.compile(r"(?!ublk[bc][0-9]+\Z)[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,10 @@ def parse_size(text: str) -> int:
 
     Raises ValueError.
     """
-    match = re.fullmatch(r"([0-9]{1,19})([KMGTP]?)(?:I?B)?", text.strip().upper())
+    match = re.fullmatch(r"([0-9]{1,19})([KMGTP]?)(?:I?B)?", text.strip(), re.ASCII | re.IGNORECASE)
     if not match:
         raise ValueError(f"{printable(text)!r} is not a size")
-    return int(match[1]) * SUFFIXES[match[2]]
+    return int(match[1]) * SUFFIXES[match[2].upper()]
 
 
 def format_size(size: int) -> str:
@@ -96,6 +97,19 @@ MAX_IO = Option(
 )
 
 
+def _absolute(option: Option, raw: str) -> str:
+    """With the links kept: what a later start from another folder must find again."""
+    if Path(raw).is_absolute():
+        return str(Path(raw))
+    try:
+        return str(Path.cwd() / raw)
+    except OSError as error:
+        raise UsageError(
+            f"--{option.name} {printable(raw)!r} starts from a folder that is gone",
+            hint="give an absolute path",
+        ) from error
+
+
 def _parsed(option: Option, raw: str | bool) -> OptionValue:
     if isinstance(raw, bool):
         return raw
@@ -104,8 +118,7 @@ def _parsed(option: Option, raw: str | bool) -> OptionValue:
     if option.kind == "path":
         if not raw:
             raise UsageError(f"--{option.name} is empty", hint="give a path")
-        # made absolute, links kept: what a later start from another folder must find again
-        return str(Path.cwd() / raw)
+        return _absolute(option, raw)
     if option.kind == "choice" and raw not in option.choices:
         raise UsageError(
             f"--{option.name} {printable(raw)!r} is none of its choices",
@@ -138,7 +151,8 @@ def parse_name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise UsageError(
             f"--name {printable(text)!r} cannot be a name",
-            hint="a letter, then letters, digits, '.', '_' or '-', at most 63 in all",
+            hint="a letter or '_', then letters, digits, '.', '_' or '-', at most 63 in all, and "
+            "not what a device is called (ublkb0)",
         )
     return text
 

@@ -50,6 +50,10 @@ class CommandError(UblkdError):
         self.errno = number
 
 
+class TimedOutError(UblkdError):
+    """The driver did not answer in time; the command was taken back."""
+
+
 class Control:
     """The driver's control node. A context manager; not for several threads at once."""
 
@@ -83,7 +87,7 @@ class Control:
             self._handle, cmd, dev_id, data, buf, length, path_length, int(seconds * 1000)
         )
         if ret == -errno.ETIMEDOUT:
-            raise UblkdError(
+            raise TimedOutError(
                 f"the ublk driver did not answer {cmd.name} within {seconds:g} seconds",
                 hint="something may hold the device in the kernel; see dmesg for blocked tasks",
             )
@@ -174,9 +178,19 @@ class Control:
         """Like stop_dev, but CommandError with EBUSY while the disk is open (Linux 7.0)."""
         self._command(Cmd.TRY_STOP_DEV, dev_id, seconds=SLOW_SECONDS)
 
-    def del_dev(self, dev_id: int, *, seconds: float = SLOW_SECONDS) -> None:
-        """Remove the device; waits until its server has closed /dev/ublkcN."""
-        self._command(Cmd.DEL_DEV, dev_id, seconds=seconds)
+    def del_dev(self, dev_id: int) -> bool:
+        """Remove the device; waits until its server has closed /dev/ublkcN.
+
+        False where its number stays taken because some program still has the dead disk open:
+        the device is gone all the same.
+        """
+        try:
+            self._command(Cmd.DEL_DEV, dev_id, seconds=QUICK_SECONDS)
+        except TimedOutError:
+            if Path(f"/sys/class/ublk-char/ublkc{dev_id}").exists():
+                raise
+            return False
+        return True
 
 
 def _dev_info(info: Any) -> DevInfo:
@@ -242,7 +256,9 @@ def unavailable(number: int) -> NotPossibleError:
             "/dev/ublk-control is there but no driver stands behind it",
             hint="run 'modprobe ublk_drv'",
         )
-    return NotPossibleError(f"cannot use /dev/ublk-control: {reason(number)}")
+    return NotPossibleError(
+        f"cannot use /dev/ublk-control: {reason(number)}", hint="dmesg may say more"
+    )
 
 
 def _forbidden(number: int) -> NotPossibleError:

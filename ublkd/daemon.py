@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ublkd import registry
+from ublkd import manage, registry
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
 from ublkd.device import Device
 from ublkd.errors import BY_EXIT_CODE, UblkdError, printable, reason
 from ublkd.features import negotiate
-from ublkd.state import StateDir
+from ublkd.state import StateDir, new_cookie
 from ublkd.target import Target
 from ublkd.uevent import wait_for_node
 
@@ -71,17 +71,19 @@ def _signals() -> Iterator[int]:
         os.close(write_end)
 
 
-def serve(config: DeviceConfig, ready: Callable[[Ready], None], log: Log) -> None:
+def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log: Log) -> None:
     """Serve the device until it is stopped or a signal arrives.
 
-    ``ready`` is called once the disk exists. Raises UblkdError where it never did, or where a
-    queue failed later; the device is gone in the first case and dead in the second.
+    ``cookie`` marks the device in the driver. ``ready`` is called once the disk exists. Raises
+    UblkdError where it never did, or where a queue failed later; the device is gone in the first
+    case and dead in the second.
     """
     with Control() as control, contextlib.ExitStack() as undo:
         features = negotiate(control.get_features(), config.lease)
         target = _open_target(config)
         undo.callback(target.close)
-        with _signals() as signalled, Device(control, config, target, features, StateDir()) as disk:
+        device = Device(control, config, target, features, StateDir(), cookie=cookie)
+        with _signals() as signalled, device as disk:
             warning = target.describe().get("warning")
             ready(Ready(id=disk.id, warnings=[str(warning)] if warning else []))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
@@ -111,18 +113,21 @@ def start(config: DeviceConfig) -> Ready:
 
     Raises UblkdError with the daemon's own reason; there is no device and no process then.
     """
-    StateDir().prepare()
+    with Control():  # no module, no privilege: better said here than by a child
+        StateDir().prepare()
+    cookie = new_cookie()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _daemon(config, write_end)
+        _daemon(config, cookie, write_end)
     os.close(write_end)
     try:
         ready = _hear(read_end, pid)
         wait_for_node(ready.node, NODE_SECONDS)
     except BaseException:
         _end(pid)
+        _sweep(cookie)
         raise
     finally:
         os.close(read_end)
@@ -175,13 +180,22 @@ def _end(pid: int) -> None:
             time.sleep(0.02)
 
 
-def _daemon(config: DeviceConfig, write_end: int) -> None:
+def _sweep(cookie: int) -> None:
+    """Delete what a daemon that could not clean up left in the driver."""
+    states = StateDir()
+    with contextlib.suppress(UblkdError), Control() as control:
+        for device in manage.devices(control, states):
+            if device.info.cookie == cookie:
+                manage.delete(control, states, device, force=True)
+
+
+def _daemon(config: DeviceConfig, cookie: int, write_end: int) -> None:
     """The child's whole life. Never returns."""
     code = 1
     try:
         _detach(write_end)
         syslog.openlog("ublkd", syslog.LOG_PID, syslog.LOG_DAEMON)
-        code = _report(config, write_end)
+        code = _report(config, cookie, write_end)
     finally:
         os._exit(code)  # the parent's clean-up is the parent's
 
@@ -198,7 +212,7 @@ def _detach(keep: int) -> None:
         os.closerange(low + 1, high)
 
 
-def _report(config: DeviceConfig, write_end: int) -> int:
+def _report(config: DeviceConfig, cookie: int, write_end: int) -> int:
     told = False
 
     def tell(message: dict[str, Any]) -> None:
@@ -214,13 +228,13 @@ def _report(config: DeviceConfig, write_end: int) -> int:
 
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        serve(config, ready, lambda line: syslog.syslog(syslog.LOG_INFO, line))
+        serve(config, cookie, ready, lambda line: syslog.syslog(syslog.LOG_INFO, printable(line)))
     except UblkdError as error:
-        syslog.syslog(syslog.LOG_ERR, error.message)
+        syslog.syslog(syslog.LOG_ERR, printable(error.message))
         tell({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
         return error.exit_code
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
+        what = printable(f"{type(error).__name__}: {error}")
         syslog.syslog(syslog.LOG_ERR, f"internal error: {what}")
         hint = "this is a defect of ublkd: please report it, with the output of 'ublkd features'"
         tell({"error": f"internal error: {what}", "hint": hint, "exit_code": 1})

@@ -17,7 +17,7 @@ from ublkd.control import ANY_ID, CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, reason
 from ublkd.features import Features, granted
 from ublkd.queue import Queue, QueueConfig
-from ublkd.state import DeviceState, StateDir, is_ours, name_taken, new_cookie
+from ublkd.state import DeviceState, StateDir, is_ours, name_taken
 from ublkd.target import Target
 
 READY_SECONDS = 30
@@ -40,9 +40,12 @@ class Device:
         features: Features,
         states: StateDir,
         *,
+        cookie: int,
         lease_slots: int | None = None,
     ) -> None:
-        """``lease_slots``: entries of each queue's buffer table, by default one per tag; requests
+        """``cookie``: 64 bits that mark the device in the driver (state.new_cookie).
+
+        ``lease_slots``: entries of each queue's buffer table, by default one per tag; requests
         of the tags beyond are copied.
         """
         self._control = control
@@ -50,6 +53,7 @@ class Device:
         self._target = target
         self._features = features
         self._states = states
+        self._cookie = cookie
         self._lease_slots = lease_slots
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Becomes readable when a queue has ended, and stays so."""
@@ -115,7 +119,7 @@ class Device:
     # --- the steps of __enter__, in their order ---------------------------------------------
 
     def _add(self) -> DevInfo:
-        config, cookie = self._config, new_cookie()
+        config = self._config
         with self._states.lock():
             if config.name is not None:
                 self._check_name(config.name)
@@ -126,12 +130,12 @@ class Device:
                     depth=config.depth,
                     max_io=config.max_io,
                     flags=self._features.flags,
-                    cookie=cookie,
+                    cookie=self._cookie,
                 )
             except CommandError as error:
                 raise self._refused(error) from error
             try:
-                self._states.write(self._state(info, cookie))
+                self._states.write(self._state(info))
             except BaseException:
                 self._control.del_dev(info.id)
                 raise
@@ -174,10 +178,10 @@ class Device:
         except CommandError:
             return False
 
-    def _state(self, info: DevInfo, cookie: int) -> DeviceState:
+    def _state(self, info: DevInfo) -> DeviceState:
         return DeviceState(
             id=info.id,
-            cookie=cookie,
+            cookie=self._cookie,
             pid=os.getpid(),
             name=self._config.name,
             target=self._config.target,

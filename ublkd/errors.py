@@ -55,4 +55,8 @@ def printable(text: str) -> str:
 
 def valid_text(text: str) -> str:
     """The text with every byte that is not UTF-8 written as ``\\xNN``; newlines stay."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # a surrogate that stands for no byte: not from a path
+        raw = text.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")

@@ -169,22 +169,29 @@ def stop(control: Control, device: Found, *, force: bool = False) -> None:
         _wait_gone(daemon, device)
 
 
-def delete(control: Control, states: StateDir, device: Found, *, force: bool = False) -> None:
-    """Stop the device, wait for its daemon to end, and remove every trace of it."""
+def delete(control: Control, states: StateDir, device: Found, *, force: bool = False) -> str:
+    """Stop the device, wait for its daemon to end, and remove every trace of it.
+
+    Returns a warning, or nothing.
+    """
     _refuse_foreign(device)
     _refuse_claimed(device, force)
+    free = True
     with _watch(device.info.pid) as daemon:
-        for command in (control.stop_dev, control.del_dev):
-            try:
-                command(device.info.id)
-            except CommandError as error:
-                if error.errno != errno.ENODEV:
-                    raise
+        try:
+            control.stop_dev(device.info.id)
+            free = control.del_dev(device.info.id)
+        except CommandError as error:
+            if error.errno != errno.ENODEV:  # somebody else was faster
+                raise
         _wait_gone(daemon, device)
     with states.lock():
         state = states.read(device.info.id)
         if state is None or state.cookie == device.info.cookie:
             states.remove(device.info.id)
+    if free:
+        return ""
+    return f"a program still has {device.node} open: its number stays taken until that ends"
 
 
 @contextlib.contextmanager

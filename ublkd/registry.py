@@ -9,6 +9,8 @@ from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.target import API_VERSION, Target
 
 GROUP = "ublkd.targets"
+MEMBERS = ("options", "from_options", "files", "native", "describe", "close")
+"""What a target's class has; ``params`` may be its instances' alone."""
 
 
 def names() -> list[str]:
@@ -36,9 +38,9 @@ def _checked(point: EntryPoint) -> type[Target]:
     who = f"target {point.name!r} (from {owner})"
     try:
         cls = point.load()
-    except Exception as error:  # a stranger's code: whatever it raises is its fault, and said so
+    except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is its fault
         raise UblkdError(
-            f"{who} does not load: {type(error).__name__}: {error}",
+            f"{who} does not load: {type(error).__name__}: {printable(str(error))}",
             hint=f"it is a plug-in: reinstall or remove {owner}",
         ) from error
     version = getattr(cls, "api_version", None)
@@ -47,7 +49,7 @@ def _checked(point: EntryPoint) -> type[Target]:
             f"{who} speaks version {version} of the plug-in protocol, this ublkd {API_VERSION}",
             hint=f"install a version of {owner} that fits",
         )
-    missing = [n for n in ("from_options", "files", "native", "close") if not hasattr(cls, n)]
+    missing = [name for name in MEMBERS if not hasattr(cls, name)]
     if missing:
         raise UblkdError(
             f"{who} is not a target: it has no {', '.join(missing)}",

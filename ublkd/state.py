@@ -66,7 +66,8 @@ class StateDir:
     def prepare(self) -> None:
         """Make the folder; refuse one that somebody else could have filled."""
         try:
-            self.path.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
             found = self.path.lstat()
         except OSError as error:
             raise UblkdError(
@@ -112,21 +113,28 @@ class StateDir:
                 os.fsync(f.fileno())
             temporary.replace(self.file(state.id))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UblkdError(
                 f"cannot write {self.file(state.id)}: {reason(error)}", hint="is /run full?"
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def read(self, dev_id: int) -> DeviceState | None:
         """The device's file, or None where it is missing, broken or foreign."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            fd = os.open(self.file(dev_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.file(dev_id), flags)
         except OSError:
             return None
-        with open(fd, "rb") as f:
-            if os.fstat(fd).st_uid != os.geteuid():
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
                 return None
-            return _decoded(f.read(MAX_BYTES), dev_id)
+            with open(fd, "rb", closefd=False) as f:
+                return _decoded(f.read(MAX_BYTES), dev_id)
+        finally:
+            os.close(fd)
 
     def ids(self) -> list[int]:
         """The devices that have files here, by number."""
@@ -135,13 +143,13 @@ class StateDir:
         except OSError:
             return []
         stems = {name.partition(".")[0] for name in entries if not name.startswith(".")}
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
 
     def remove(self, dev_id: int) -> None:
         """Forget a device."""
-        with contextlib.suppress(OSError):
-            self.counters(dev_id).unlink(missing_ok=True)
-            self.file(dev_id).unlink(missing_ok=True)
+        for path in (self.counters(dev_id), self.file(dev_id)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:

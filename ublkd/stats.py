@@ -64,6 +64,6 @@ def _named(queue: Any) -> dict[str, Any]:
         for op, name in enumerate(OPS)
         if name
     }
-    for name in ("in_flight", "short_members", "again_members", "requeues", "fallbacks"):
+    for name in ("in_flight", "short_members", "again_members", "requeues", "fallbacks", "fua"):
         counters[name] = getattr(queue, name)
     return counters

@@ -55,6 +55,15 @@ class DevState(IntEnum):
     QUIESCED = lib.UBLK_S_DEV_QUIESCED
     FAIL_IO = lib.UBLK_S_DEV_FAIL_IO
 
+    @classmethod
+    def _missing_(cls, value: object) -> DevState | None:
+        """A state that only a newer kernel has: listed by its number."""
+        if not isinstance(value, int):
+            return None
+        unknown = int.__new__(cls, value)
+        unknown._name_, unknown._value_ = f"STATE_{value}", value
+        return unknown
+
 
 class ParamType(IntFlag):
     """Which parts of ``struct ublk_params`` are filled in (``UBLK_PARAM_TYPE_*``)."""

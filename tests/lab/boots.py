@@ -35,6 +35,14 @@ class Options:
 
 def run(options: Options, what: job.Job) -> int:
     """Boot the kernel, run ``what`` in it and return the status to exit with."""
+    if os.geteuid() != 0:
+        # Tried: the guest's overlay opens files with O_NOATIME, which only their owner may,
+        # and set-uid programs such as mount would run as nobody.
+        raise LabError(
+            "the lab needs root, to serve the host's files to the guest",
+            hint="run it with sudo",
+            status=Exit.IMPOSSIBLE,
+        )
     programs = session.find_virtiofsd(VIRTIOFSD)
     this = arch.this()
     if not shutil.which(this.qemu):

@@ -113,7 +113,7 @@ def _ports(wiring: Wiring) -> list[str]:
     return words
 
 
-def virtiofsd(program: Path, listening: int, version: str, *, root: bool) -> list[str]:
+def virtiofsd(program: Path, listening: int, version: str) -> list[str]:
     """Return the command that serves the host's root on the socket ``listening``.
 
     ``version`` is what `virtiofsd --version` says: the server that came with QEMU until
@@ -122,10 +122,8 @@ def virtiofsd(program: Path, listening: int, version: str, *, root: bool) -> lis
     if "FUSE kernel interface" in version:
         options = ("source=/", "cache=always", "sandbox=chroot", "log_level=err")
         return [str(program), f"--fd={listening}", *(w for o in options for w in ("-o", o))]
-    # Without root the sandbox would need ranges of user ids; files are only read anyway.
-    sandbox = "chroot" if root else "none"
     return [
         str(program),
         f"--fd={listening}",
-        *("--shared-dir=/", "--cache=always", f"--sandbox={sandbox}", "--log-level=error"),
+        *("--shared-dir=/", "--cache=always", "--sandbox=chroot", "--log-level=error"),
     ]

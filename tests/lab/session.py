@@ -99,7 +99,6 @@ class Session:
                 self._programs.virtiofsd,
                 listening.fileno(),
                 self._programs.version,
-                root=os.geteuid() == 0,
             ),
             confine.read_only_root,
             "virtiofsd.log",

@@ -49,12 +49,17 @@ static int sanitised(int err)
 	}
 }
 
+static void end_at(struct group *g, uint64_t limit)
+{
+	if (limit < g->limit)
+		g->limit = limit;
+}
+
 static void fail(struct group *g, int err, uint64_t limit)
 {
 	if (!g->error)
 		g->error = err < 0 ? err : -EIO;
-	if (limit < g->limit)
-		g->limit = limit;
+	end_at(g, limit);
 }
 
 /* --- issuing ----------------------------------------------------------- */
@@ -122,7 +127,9 @@ static int add(struct group *g, const struct member *m)
 	unsigned int index = g->nr_members;
 
 	if (index == g->env->max_members) {
-		if (!carries_data(m)) /* nobody would do its work later */
+		if (carries_data(m)) /* a sibling may have covered its bytes */
+			end_at(g, m->buf);
+		else /* nobody would do its work later */
 			fail(g, -EIO, 0);
 		return -E2BIG;
 	}
@@ -318,7 +325,7 @@ void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 	g->nr_members = 0;
 	g->nr_pending = 0;
 	g->began = now_ns;
-	stats_begin(env->stats);
+	stats_begin(env->stats, iod->op_flags);
 
 	ret = lease_begin(env->leases, &g->lease, g->tag, iod);
 	if (g->lease.user_copy)

@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+#include "uapi.h"
+
 uint64_t stats_now(void)
 {
 	struct timespec ts;
@@ -11,9 +13,11 @@ uint64_t stats_now(void)
 	return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
 }
 
-void stats_begin(struct queue_stats *s)
+void stats_begin(struct queue_stats *s, uint32_t flags)
 {
 	s->in_flight++;
+	if (flags & UBLK_IO_F_FUA)
+		s->fua++;
 }
 
 static unsigned int bucket(uint64_t ns)

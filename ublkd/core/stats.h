@@ -21,6 +21,7 @@ struct queue_stats {
 	uint64_t again_members; /* -EAGAIN or -EINTR, issued again */
 	uint64_t requeues; /* requests committed in part */
 	uint64_t fallbacks; /* requests whose pages were not lent */
+	uint64_t fua; /* requests that had to be durable when they ended */
 	uint64_t in_flight;
 	uint64_t latency[STATS_OPS][STATS_BUCKETS];
 };
@@ -28,7 +29,8 @@ struct queue_stats {
 /* Nanoseconds of CLOCK_MONOTONIC. */
 uint64_t stats_now(void);
 
-void stats_begin(struct queue_stats *s);
+/* A request begins; `flags` are its UBLK_IO_F_*. */
+void stats_begin(struct queue_stats *s, uint32_t flags);
 
 /* A request of `op` ends with `result` after `ns`; `size` bytes were asked. */
 void stats_end(struct queue_stats *s, unsigned int op, uint64_t size,

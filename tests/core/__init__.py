@@ -1,0 +1,1 @@
+"""The C engine on plain files and a fake driver: no ublk, no root."""

@@ -1,0 +1,171 @@
+"""Files, request pages and a driver: plays a round on them and says what became of every byte."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .core import Core
+from .driver import NEED_REG_BUF, READ, Driver, Issued, Op
+from .model import Played, committed, play
+from .strategies import MAX_SIZE, NR_FILES, Round
+
+LEASES = ("copy", "auto", "auto-fallback", "user-copy")
+MAX_IO = MAX_SIZE + 4096
+DEPTH = 4
+QID = 2
+REQUEST_AT, TAG_SHIFT, QID_SHIFT = 0x80000000, 25, 41
+
+
+@dataclass(frozen=True)
+class Expected:
+    files: list[bytes]
+    pages: dict[int, bytes]
+    played: dict[int, dict[int, Played]]
+
+
+class World:
+    """`lease` is one of LEASES; with a user copy, a sparse file stands for /dev/ublkcN."""
+
+    def __init__(self, core: Core, lease: str) -> None:
+        self._core = core
+        self._lease = lease
+        self._fds = [os.memfd_create(f"file{i + 1}") for i in range(NR_FILES)]
+        self._dev = os.memfd_create("ublkc")
+        self._driver: Driver | None = None
+
+    def close(self) -> None:
+        if self._driver:
+            self._driver.close()
+        for fd in (*self._fds, self._dev):
+            os.close(fd)
+
+    @property
+    def _carries(self) -> bool:
+        return self._lease in ("auto-fallback", "user-copy")
+
+    def _take_driver(self) -> Driver:
+        """A driver whose last round came to no good end is not used again."""
+        driver, self._driver = self._driver, None
+        return driver or Driver(
+            self._core,
+            self._fds,
+            lease={"copy": "COPY", "user-copy": "USER_COPY"}.get(self._lease, "AUTO"),
+            depth=DEPTH,
+            max_io=MAX_IO,
+            dev_fd=self._dev,
+            qid=QID,
+        )
+
+    # --- bytes -----------------------------------------------------------
+
+    def _fill(self, driver: Driver, r: Round) -> tuple[list[bytes], list[bytes]]:
+        rng = random.Random(r.seed)
+        files = [rng.randbytes(size) for size in r.sizes]
+        for fd, data in zip(self._fds, files, strict=True):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, data, 0)
+        pages = [rng.randbytes(MAX_IO) for _ in range(DEPTH)]
+        for tag, data in enumerate(pages):
+            if self._carries:
+                os.pwrite(self._dev, data, _position(tag))
+            else:
+                driver.pages(tag)[:] = data
+        return files, pages
+
+    def _pages(self, driver: Driver, tag: int) -> bytes:
+        if self._carries:
+            return os.pread(self._dev, MAX_IO, _position(tag))
+        return bytes(driver.pages(tag)[:])
+
+    def _expect(self, r: Round, files: list[bytes], pages: list[bytes]) -> Expected:
+        after = [bytearray(f) for f in files]
+        lent = {tag: bytearray(data) for tag, data in enumerate(pages)}
+        played: dict[int, dict[int, Played]] = {}
+        for tag, request in r.requests.items():
+            played[tag] = {}
+            for i, m in enumerate(request.members[: r.max_members]):
+                steps = (request.outcomes or {}).get(i, ())
+                p = played[tag][i] = play(m, steps, len(files[m.file - 1]))
+                if m.op == Op.READ:
+                    moved = files[m.file - 1][m.offset : m.offset + p.touched]
+                    lent[tag][m.buf : m.buf + p.touched] = moved
+                elif m.op == Op.WRITE:
+                    source = pages[tag][m.buf : m.buf + p.touched]
+                    _write(after[m.file - 1], m.offset, source)
+                elif m.op == Op.ZEROES:
+                    _write(after[m.file - 1], m.offset, bytes(p.touched))
+        return Expected([bytes(f) for f in after], {t: bytes(d) for t, d in lent.items()}, played)
+
+    # --- a round ---------------------------------------------------------
+
+    def check(self, r: Round) -> None:
+        """Serves the round and compares everything that can be seen."""
+        driver = self._take_driver()
+        driver.env.block, driver.env.max_members = r.block, r.max_members
+        files, pages = self._fill(driver, r)
+        want = self._expect(r, files, pages)
+        shorts, agains = driver.stats.short_members, driver.stats.again_members
+
+        flags = NEED_REG_BUF if self._lease == "auto-fallback" else 0
+        driver.begin({tag: request.but(flags=flags) for tag, request in r.requests.items()})
+        ret = driver.run()
+        assert ret == 0, os.strerror(-ret)
+        results = {tag: driver.result(tag) for tag in r.requests}
+        issued = driver.issued()
+
+        _check_issues(want.played, issued)
+        for tag, request in r.requests.items():
+            ends = {e.member: e.order for e in issued if e.tag == tag}
+            rule = committed(
+                request, want.played[tag], ends, block=r.block, max_members=r.max_members
+            )
+            assert results[tag] == rule, f"tag {tag}"
+        for fd, data in zip(self._fds, want.files, strict=True):
+            assert os.pread(fd, len(data) + 1, 0) == data
+        for tag in range(DEPTH):
+            assert self._pages(driver, tag) == self._seen(r, results, tag, pages[tag], want)
+        everyone = [p for members in want.played.values() for p in members.values()]
+        assert driver.stats.short_members - shorts == sum(p.shorts for p in everyone)
+        assert driver.stats.again_members - agains == sum(p.agains for p in everyone)
+        assert driver.stats.in_flight == 0
+        self._driver = driver
+
+    def _seen(
+        self, r: Round, results: Mapping[int, int], tag: int, before: bytes, want: Expected
+    ) -> bytes:
+        """What the request's own pages hold after it."""
+        if not self._carries or tag not in r.requests:
+            return want.pages[tag]
+        request = r.requests[tag]
+        arrived = max(0, results[tag]) if request.op == READ else 0
+        if not any(m.op == Op.READ for m in request.members):
+            return self._pages_of_an_answer(arrived, before, tag)
+        return want.pages[tag][:arrived] + before[arrived:]
+
+    def _pages_of_an_answer(self, arrived: int, before: bytes, tag: int) -> bytes:
+        """A target that answered a READ without members has filled nothing that we know of."""
+        return os.pread(self._dev, arrived, _position(tag)) + before[arrived:]
+
+
+def _position(tag: int) -> int:
+    """Where a tag's request begins in /dev/ublkcN."""
+    return REQUEST_AT + (QID << QID_SHIFT) + (tag << TAG_SHIFT)
+
+
+def _write(content: bytearray, at: int, data: bytes) -> None:
+    if data:
+        content.extend(bytes(max(0, at - len(content))))
+        content[at : at + len(data)] = data
+
+
+def _check_issues(played: Mapping[int, Mapping[int, Played]], issued: list[Issued]) -> None:
+    """Every issue asks for exactly the bytes that are missing, and nobody issues anything else."""
+    asynchronous = 1 << 4  # IOSQE_ASYNC
+    seen: dict[tuple[int, int], list[tuple[int, int, bool]]] = {}
+    for e in issued:
+        seen.setdefault((e.tag, e.member), []).append((e.off, e.len, bool(e.flags & asynchronous)))
+    want = {(tag, i): p.issues for tag, members in played.items() for i, p in members.items()}
+    assert seen == want

@@ -1,0 +1,243 @@
+"""How devices begin and end: rounds that leave nothing, dead daemons, stop, del and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tools import (
+    counters,
+    daemons,
+    device,
+    nothing_left,
+    run,
+    sparse,
+    ublkd,
+    ublkd_json,
+    wait_until,
+)
+
+from ublkd import daemon, manage
+from ublkd.config import build
+from ublkd.control import Control
+from ublkd.state import StateDir
+
+MIB = 1 << 20
+
+
+def resident(pid: int | str) -> int:
+    """KiB of memory that a process holds now."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+@pytest.mark.deadline(600)
+def test_a_hundred_rounds_leave_nothing_behind_and_grow_nothing(scratch: Path) -> None:
+    """add, write, read, del: by what the verbs call, so that a round costs no interpreter."""
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    states = StateDir()
+    config = build("loop", {"file": str(disk)}, name="round", queues="2")
+    own, served, fds = [], [], []
+    for number in range(100):
+        ready = daemon.start(config)
+        data = os.urandom(64 << 10)
+        with open(ready.node, "r+b", buffering=0) as f:
+            f.write(data)
+            os.fsync(f.fileno())
+            f.seek(0)
+            assert f.read(len(data)) == data
+        with Control() as control:
+            found = manage.find(control, states, "round")
+            served.append(resident(found.info.pid))
+            manage.delete(control, states, found)
+        os.waitpid(-1, os.WNOHANG)
+        own.append(resident("self"))
+        fds.append(len(os.listdir("/proc/self/fd")))
+        assert not daemons(), f"round {number} left a process"
+        assert not os.path.exists(ready.node)
+    nothing_left()
+    assert len(set(fds)) == 1, f"descriptors grew: {fds[0]} to {fds[-1]}"
+    assert len(os.listdir("/proc/self/task")) == 1
+    assert max(own[10:]) - own[10] < 512, f"memory grew: {own[10]} to {max(own)} KiB"
+    assert max(served) - min(served) < 2048, f"daemons grew: {min(served)} to {max(served)} KiB"
+
+
+def test_a_daemon_of_one_queue_is_small(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 64 * MIB)
+    with device("loop", "--file", disk) as node:
+        run("dd", "if=/dev/zero", f"of={node}", "bs=1M", "count=64", "oflag=direct")
+        kib = resident(ublkd_json("show", node)["pid"])
+        assert kib < 30 << 10, f"{kib} KiB resident"
+
+
+def test_a_killed_daemon_fails_io_within_five_seconds_and_del_cleans_up(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 64 * MIB)
+    node = ublkd("add", "--target", "loop", "--file", disk, "--name", "victim").stdout.strip()
+    pid = ublkd_json("show", "victim")["pid"]
+    load = subprocess.Popen(
+        ["fio", "--name=t", f"--filename={node}", "--rw=randrw", "--bs=4k", "--iodepth=32",
+         "--ioengine=io_uring", "--direct=1", "--time_based", "--runtime=120"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_until(lambda: counters("victim")["write"]["requests"] > 100, 60, "load on the disk")
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    said, _ = load.communicate(timeout=60)
+    seconds = time.monotonic() - began
+    assert "Input/output error" in said or "No such device" in said, said
+    assert load.returncode != 0
+    # fio's own farewell is in there too, so the bound is on the safe side
+    assert seconds < 5, f"I/O failed after {seconds:.1f} seconds"
+    print(f"I/O failed {seconds:.2f} seconds after the kill")
+    told = ublkd_json("list")
+    assert [(d["name"], d["state"]) for d in told] == [("victim", "dead")]
+    ublkd("del", "victim")
+    nothing_left()
+    assert not in_d_state()
+    # and the file is free again at once
+    with device("loop", "--file", disk):
+        pass
+
+
+def in_d_state() -> list[str]:
+    """Tasks that wait and cannot be interrupted, but for the kernel's own threads."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+            kernel_thread = not Path(stat.parent, "maps").read_text()
+        except OSError:
+            continue
+        if text.rpartition(")")[2].split()[0] == "D" and not kernel_thread:
+            found.append(text)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_daemon_and_the_device(scratch: Path, number: signal.Signals) -> None:
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    ublkd("add", "--target", "loop", "--file", disk)
+    os.kill(ublkd_json("show", "0")["pid"], number)
+    wait_until(lambda: not ublkd_json("list"), 30, "the device's end")
+    wait_until(lambda: not daemons(), 30, "the daemon's end")
+    nothing_left()
+
+
+def test_in_the_foreground_it_prints_the_node_and_ends_with_the_device(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    command = ["ublkd", "add", "--target", "loop", "--file", str(disk), "--foreground"]
+    served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert served.stdout is not None
+    node = served.stdout.readline().strip()
+    os.close(os.open(node, os.O_RDONLY))
+    ublkd("del", node)
+    _, said = served.communicate(timeout=60)
+    assert served.returncode == 0, said
+    assert "Traceback" not in said
+    nothing_left()
+
+
+def test_stop_takes_the_disk_and_leaves_the_number(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    node = ublkd("add", "--target", "loop", "--file", disk, "--name", "still").stdout.strip()
+    ublkd("stop", "still")
+    assert not os.path.exists(node)
+    assert not daemons()
+    (told,) = ublkd_json("list")
+    assert (told["name"], told["state"], told["pid"]) == ("still", "dead", None)
+    ublkd("stop", "still")  # it is what was wanted
+    ublkd("del", "still")
+    nothing_left()
+
+
+def test_a_disk_in_use_is_neither_stopped_nor_deleted_without_force(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 64 * MIB)
+    mnt = scratch / "mnt"
+    mnt.mkdir()
+    with device("loop", "--file", disk) as node:
+        run("mkfs.ext4", "-q", node)
+        run("mount", node, mnt)
+        for verb in ("stop", "del"):
+            done = ublkd(verb, node, check=False)
+            assert done.returncode == 1
+            assert "in use" in done.stderr
+        (mnt / "still").write_text("works")
+        run("umount", mnt)
+        ublkd("del", node)
+    nothing_left()
+
+
+def test_a_disk_that_is_only_open_is_deleted_and_its_number_stays_taken(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    node = ublkd("add", "--target", "loop", "--file", disk, "--id", "4").stdout.strip()
+    fd = os.open(node, os.O_RDONLY)
+    if "SAFE_STOP_DEV" in ublkd_json("features")["features"]:
+        assert "is open" in ublkd("stop", node, check=False).stderr
+    done = ublkd("del", node)
+    assert "its number stays taken" in done.stderr
+    assert not os.path.exists(node)
+    assert ublkd_json("list") == []
+    assert "is taken" in ublkd("add", "--target", "null", "--id", "4", check=False).stderr
+    os.close(fd)
+    with device("loop", "--file", disk, "--id", "4"):
+        pass
+    nothing_left()
+
+
+def test_del_all_takes_every_device_of_ours(scratch: Path) -> None:
+    for number in range(3):
+        disk = sparse(scratch / f"{number}.img", 4 * MIB)
+        ublkd("add", "--target", "loop", "--file", disk)
+    assert len(ublkd_json("list")) == 3
+    ublkd("del", "--all")
+    nothing_left()
+    ublkd("del", "--all")  # nothing to do is done
+
+
+def test_a_device_is_found_by_number_name_and_path(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    with device("loop", "--file", disk, "--id", "7", "--name", "seven") as node:
+        assert node == "/dev/ublkb7"
+        for word in ("7", "seven", "/dev/ublkb7", "/dev/ublkc7"):
+            assert ublkd_json("show", word)["id"] == 7
+        listed = ublkd("list").stdout
+        assert "seven" in listed
+        assert str(disk) in listed
+
+
+def test_null_forgets_and_reads_as_zeroes(scratch: Path) -> None:
+    with device("null", "--size", "64M", "--queues", "2") as node:
+        run("dd", "if=/dev/urandom", f"of={node}", "bs=1M", "count=8", "oflag=direct")
+        run("cmp", "--bytes", str(8 * MIB), node, "/dev/zero")
+        run("blkdiscard", node)
+        assert ublkd_json("show", node)["size"] == 64 * MIB
+    nothing_left()
+
+
+def test_add_tells_how_long_it_took(scratch: Path) -> None:
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    told = json.loads(ublkd("add", "--target", "loop", "--file", disk, "--json").stdout)
+    try:
+        assert told["node"] == f"/dev/ublkb{told['id']}"
+        assert told["ready_ms"] > 0
+        print(f"ready after {told['ready_ms']} ms")
+    finally:
+        ublkd("del", told["node"])
+
+
+def test_many_daemons_need_no_more_locked_memory_than_they_may(scratch: Path) -> None:
+    """Deep queues under the smallest usual limit: io_uring counts rings against it."""
+    disk = sparse(scratch / "disk.img", 4 * MIB)
+    limit = 8 << 20
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+    with device("loop", "--file", disk, "--queues", "2", "--depth", "1024") as node:
+        run("dd", "if=/dev/zero", f"of={node}", "bs=1M", "count=4", "oflag=direct")
+    nothing_left()

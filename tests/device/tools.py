@@ -1,0 +1,148 @@
+"""What the device tests share: running commands, devices that end with the test, fio."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RUN_DIR = Path("/run/ublkd")
+
+
+def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command, its output as text; a failure shows what it said."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=200, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def ublkd(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    return run("ublkd", *words, check=check)
+
+
+def ublkd_json(*words: str | Path) -> Any:
+    """What a verb prints as JSON."""
+    return json.loads(ublkd(*words, "--json").stdout)
+
+
+def refused(*words: str | Path, code: int = 1) -> str:
+    """A command that must fail as promised: exit code, one line and a hint, no traceback."""
+    done = ublkd(*words, check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("ublkd: ")
+    assert lines[1].startswith("hint: ")
+    return done.stderr
+
+
+def sparse(path: Path, size: int) -> Path:
+    """A file of that many bytes."""
+    with path.open("wb") as f:
+        f.truncate(size)
+    return path
+
+
+@contextlib.contextmanager
+def device(target: str, *words: str | Path) -> Iterator[str]:
+    """A device while the block runs: its node."""
+    node = ublkd("add", "--target", target, *words).stdout.strip()
+    try:
+        yield node
+    finally:
+        ublkd("del", node, "--force", check=False)
+
+
+@contextlib.contextmanager
+def mounted(node: str, at: Path, *options: str) -> Iterator[Path]:
+    """The filesystem of a node, mounted."""
+    at.mkdir(exist_ok=True)
+    run("mount", *options, node, at)
+    try:
+        yield at
+    finally:
+        run("umount", at)
+
+
+def fio(node: str | Path, *options: str, check: bool = True) -> dict[str, Any]:
+    """Run fio against a node; its JSON. The job's own errors fail the test."""
+    done = run(
+        "fio", "--name=t", f"--filename={node}", "--ioengine=io_uring", "--direct=1",
+        "--verify_state_save=0", "--output-format=json", *options, check=check,
+    )  # fmt: skip
+    told: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return told
+
+
+def leases() -> list[str]:
+    """The leases that this kernel can do."""
+    told = ublkd_json("features")
+    return [kind for kind in ("auto", "copy") if "kernel" not in told["refused"].get(kind, "")]
+
+
+def counters(dev: str) -> dict[str, Any]:
+    """The counters of a device, summed over its queues."""
+    total: dict[str, Any] = {}
+    for queue in ublkd_json("show", dev)["counters"]:
+        _add(total, queue)
+    return total
+
+
+def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
+
+
+def digest(path: str | Path, size: int) -> str:
+    """The checksum of a file's or node's first bytes, past any cache of the node's."""
+    with open(path, "rb", buffering=0) as f:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        sha = hashlib.sha256()
+        left = size
+        while left and (part := f.read(min(left, 1 << 20))):
+            sha.update(part)
+            left -= len(part)
+    return sha.hexdigest()
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> None:
+    """Wait for something that cannot be awaited as an event."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {seconds} seconds"
+        time.sleep(0.05)
+
+
+def nothing_left() -> None:
+    """No device, no file and no process of ours is on the machine."""
+    assert not list(Path("/sys/class/ublk-char").glob("*"))
+    assert not list(Path("/dev").glob("ublk[bc]*"))
+    assert not RUN_DIR.exists() or not list(RUN_DIR.iterdir())
+    assert not daemons()
+
+
+def daemons() -> list[int]:
+    """Processes that are an `ublkd add`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if any(w.endswith(b"/ublkd") for w in words[:2]) and b"add" in words:
+                found.append(int(folder.name))
+    return found

@@ -1,0 +1,141 @@
+"""A driver, queues and a target that only write down what is asked of them, and fail on demand."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ublkd._core import ffi
+from ublkd.control import CommandError, DevInfo
+from ublkd.errors import UblkdError
+from ublkd.queue import QueueConfig
+from ublkd.state import DeviceState, StateDir
+from ublkd.target import Native, OptionValue, Params
+from ublkd.uapi import Cmd, DevState, Feature
+
+
+class Log(list[str]):
+    """What was done, in order; ``fail_at`` names the step that raises ``error``."""
+
+    fail_at = ""
+    error: BaseException = UblkdError("made to fail")
+
+    def step(self, name: str) -> None:
+        self.append(name)
+        if name == self.fail_at:
+            raise self.error
+
+
+class FakeControl:
+    """The driver."""
+
+    def __init__(self, log: Log, *, given: Feature | None = None) -> None:
+        self.log, self.given = log, given
+        self.known: dict[int, DevInfo] = {}
+
+    def add_dev(
+        self, *, dev_id: int, queues: int, depth: int, max_io: int, flags: Feature, cookie: int
+    ) -> DevInfo:
+        self.log.step("add")
+        info = dev_info(
+            3, queues=queues, depth=depth, max_io=max_io, cookie=cookie,
+            flags=flags if self.given is None else self.given,
+        )  # fmt: skip
+        self.known[info.id] = info
+        return info
+
+    def set_params(self, dev_id: int, params: Params, *, max_io: int) -> None:
+        self.log.step("params")
+
+    def start_dev(self, dev_id: int, pid: int) -> None:
+        self.log.step("start")
+
+    def stop_dev(self, dev_id: int) -> None:
+        self.log.step("stop")
+
+    def try_stop_dev(self, dev_id: int) -> None:
+        self.log.step("try stop")
+
+    def del_dev(self, dev_id: int, **_: float) -> None:
+        self.log.step("del")
+        self.known.pop(dev_id, None)
+
+    def get_dev_info(self, dev_id: int) -> DevInfo:
+        if dev_id not in self.known:
+            raise CommandError(Cmd.GET_DEV_INFO, errno.ENODEV)
+        return self.known[dev_id]
+
+    def get_size(self, dev_id: int) -> int:
+        return 4096
+
+
+def dev_info(dev_id: int, **more: Any) -> DevInfo:
+    """What the driver says of a device of ours, unless told otherwise."""
+    told = {
+        "state": DevState.LIVE, "queues": 1, "depth": 8, "max_io": 4096, "pid": -1,
+        "flags": Feature(0), "cookie": 0x75626B64 << 32,
+    }  # fmt: skip
+    return DevInfo(id=dev_id, **(told | more))
+
+
+class FakeQueue:
+    """A queue whose thread never is; ``log`` is set by the test."""
+
+    log: Log
+    made: list[FakeQueue]
+    stuck = False
+
+    def __init__(self, config: QueueConfig, on_end: Callable[[], None]) -> None:
+        self.config, self.on_end, self.qid = config, on_end, config.qid
+        self.result: int | None = None
+        self.log.step(f"make {self.qid}")
+        self.made.append(self)
+
+    def start(self) -> None:
+        self.log.step(f"run {self.qid}")
+
+    def wait_ready(self, seconds: float) -> None:
+        self.log.step(f"ready {self.qid}")
+
+    def join(self, seconds: float) -> bool:
+        self.log.step(f"join {self.qid}")
+        return not self.stuck
+
+    def free(self) -> None:
+        self.log.step(f"free {self.qid}")
+
+
+class LoggedStates(StateDir):
+    """The real folder, with its changes in the log."""
+
+    log: Log
+
+    def write(self, state: DeviceState) -> None:
+        self.log.step("write state")
+        super().write(state)
+
+    def remove(self, dev_id: int) -> None:
+        self.log.step("forget state")
+        super().remove(dev_id)
+
+
+class FakeTarget:
+    """A target with a disk of one page."""
+
+    params = Params(size=4096)
+
+    def __init__(self, log: Log, described: Mapping[str, OptionValue] | None = None) -> None:
+        self.log, self.described = log, described or {"backing": "/somewhere"}
+
+    def files(self) -> Sequence[int]:
+        return ()
+
+    def native(self) -> Native:
+        return Native(ffi.NULL, ffi.NULL)
+
+    def describe(self) -> Mapping[str, OptionValue]:
+        return self.described
+
+    def close(self) -> None:
+        self.log.step("close target")

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log, LoggedStates, dev_info
+from tests.unit.helpers import is_one_line, open_fds
+from ublkd import device, stats
+from ublkd._core import ffi
+from ublkd.config import DeviceConfig
+from ublkd.control import CommandError
+from ublkd.device import Device
+from ublkd.errors import NotPossibleError, UblkdError
+from ublkd.features import Features, Lease
+from ublkd.state import new_cookie
+from ublkd.uapi import Cmd, Feature
+
+ASKED = Features(Lease.COPY, Feature.CMD_IOCTL_ENCODE, {Lease.AUTO: "too old"})
+UP = ["add", "write state", "params", "make 0", "make 1", "run 0", "run 1", "ready 0", "ready 1",
+      "start"]  # fmt: skip
+DOWN = ["stop", "join 0", "join 1", "free 0", "free 1", "del", "forget state"]
+
+
+class Bench:
+    """One device on fakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = Log()
+        self.control = FakeControl(self.log)
+        self.states = LoggedStates(folder / "run")
+        self.states.log = self.log
+        self.target = FakeTarget(self.log)
+
+    def device(self, **config: Any) -> Device:
+        wanted = DeviceConfig(target="null", options={"size": 1}, **({"queues": 2} | config))
+        return Device(
+            cast("Any", self.control), wanted, cast("Any", self.target), ASKED, self.states,
+            cookie=new_cookie(),
+        )  # fmt: skip
+
+    def left(self) -> list[str]:
+        """What is still in the state folder and in the driver."""
+        return [*os.listdir(self.states.path), *map(str, self.control.known)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench(tmp_path)
+    monkeypatch.setattr(FakeQueue, "log", made.log, raising=False)
+    monkeypatch.setattr(FakeQueue, "made", [], raising=False)
+    monkeypatch.setattr(device, "Queue", FakeQueue)
+    monkeypatch.setattr(
+        Device, "_open_char_device", lambda _: os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    )
+    return made
+
+
+def test_a_device_is_made_and_unmade_in_order(bench: Bench) -> None:
+    before = open_fds()
+    with bench.device(name="db") as disk:
+        assert list(bench.log) == UP
+        assert disk.id == 3
+        assert not disk.wait(0)
+        assert disk.failure == ""
+        state = bench.states.read(3)
+        assert state
+        assert (state.name, state.target, state.options) == ("db", "null", {"size": 1})
+        assert (state.lease, state.refused) == ("copy", {"auto": "too old"})
+        assert state.describe == {"backing": "/somewhere"}
+        assert state.cookie == bench.control.known[3].cookie
+        assert bench.states.counters(3).exists()
+    assert list(bench.log) == UP + DOWN
+    assert bench.left() == []
+    assert open_fds() == before
+
+
+def test_every_queue_gets_its_own_counters_and_the_granted_sizes(bench: Bench) -> None:
+    with bench.device(depth=16, max_io=8192):
+        configs = [queue.config for queue in FakeQueue.made]
+        assert [c.qid for c in configs] == [0, 1]
+        assert {(c.depth, c.max_io, c.lease) for c in configs} == {(16, 8192, Lease.COPY)}
+        assert configs[0].stats != configs[1].stats
+
+
+def undoing(failed: str) -> list[str]:
+    """What must be undone after the step ``failed``: all that was done, and no more."""
+    if failed == "add":
+        return []
+    if failed == "write state":
+        return ["del"]
+    if failed == "params":
+        return ["del", "forget state"]
+    if failed == "make 0":
+        return ["stop", "del", "forget state"]
+    if failed == "make 1":
+        return ["stop", "join 0", "free 0", "del", "forget state"]
+    return DOWN
+
+
+@pytest.mark.parametrize("kind", [UblkdError("made to fail"), KeyboardInterrupt(), OSError(5, "x")])
+@pytest.mark.parametrize("step", UP)
+def test_what_fails_leaves_nothing_behind_and_later_steps_are_not_run(
+    bench: Bench, step: str, kind: BaseException
+) -> None:
+    bench.log.fail_at, bench.log.error = step, kind
+    before = open_fds()
+    with pytest.raises(type(kind)), bench.device():
+        pytest.fail("it must not come to be")
+    assert list(bench.log) == UP[: UP.index(step) + 1] + undoing(step)
+    assert bench.left() == []
+    assert open_fds() == before
+
+
+def test_an_exception_inside_takes_the_device_away(bench: Bench) -> None:
+    with pytest.raises(ZeroDivisionError), bench.device():
+        raise ZeroDivisionError
+    assert list(bench.log) == UP + DOWN
+    assert bench.left() == []
+
+
+@pytest.mark.parametrize("place", ["node", "counters"])
+def test_a_node_or_counters_that_cannot_be_had_leave_nothing_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise UblkdError("not to be had")
+
+    if place == "node":
+        monkeypatch.setattr(Device, "_open_char_device", refuse)
+    else:
+        monkeypatch.setattr(stats, "create", refuse)
+    before = open_fds()
+    with pytest.raises(UblkdError, match="not to be had"), bench.device():
+        pytest.fail("it must not come to be")
+    assert list(bench.log) == ["add", "write state", "params", "del", "forget state"]
+    assert bench.left() == []
+    assert open_fds() == before
+
+
+def test_a_driver_that_takes_a_feature_back_is_refused(bench: Bench) -> None:
+    bench.control.given = Feature(0)
+    with pytest.raises(NotPossibleError, match="CMD_IOCTL_ENCODE"), bench.device():
+        pytest.fail("it must not come to be")
+    assert list(bench.log) == ["add", "write state", "del", "forget state"]
+    assert bench.left() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EEXIST, "device number 3 is taken by another program"),
+        (errno.ENOSPC, "no device number is free"),
+        (errno.ENOMEM, "no memory for 2 queues"),
+        (errno.EPERM, "refused ADD_DEV: operation not permitted"),
+    ],
+)
+def test_a_refused_add_is_explained(bench: Bench, number: int, words: str) -> None:
+    bench.log.fail_at, bench.log.error = "add", CommandError(Cmd.ADD_DEV, number)
+    with pytest.raises(UblkdError, match=words) as caught, bench.device(id=3):
+        pytest.fail("it must not come to be")
+    assert is_one_line(caught.value.message)
+
+
+def test_a_number_that_another_of_ours_has_is_called_so(bench: Bench) -> None:
+    bench.control.known[3] = dev_info(3)
+    bench.log.fail_at, bench.log.error = "add", CommandError(Cmd.ADD_DEV, errno.EEXIST)
+    with pytest.raises(UblkdError, match="another ublkd device") as caught, bench.device(id=3):
+        pytest.fail("it must not come to be")
+    assert "--id" in caught.value.hint
+
+
+def test_a_name_is_had_by_one_device_and_free_again_after_it(bench: Bench) -> None:
+    with bench.device(name="db"):
+        del bench.log[:]
+        with pytest.raises(UblkdError, match="'db' is taken by /dev/ublkb3"):
+            bench.device(name="db").__enter__()
+        assert list(bench.log) == []
+    with bench.device(name="db"):
+        pass
+
+
+@pytest.mark.parametrize("now", [None, dev_info(3, cookie=1)])
+def test_a_name_of_a_device_that_is_gone_is_free(bench: Bench, now: Any) -> None:
+    with bench.device(name="db"):
+        state = bench.states.read(3)
+    assert state
+    bench.states.write(state)  # as a killed daemon leaves it
+    if now:
+        bench.control.known[3] = now  # the number is somebody else's by now
+    with bench.device(name="db"):
+        pass
+    assert os.listdir(bench.states.path) == []
+
+
+def test_queues_that_end_wake_whoever_waits(bench: Bench) -> None:
+    with bench.device() as disk:
+        FakeQueue.made[1].on_end()
+        assert disk.wait(0)
+        assert disk.wait(0)  # and it stays so
+        assert disk.stopped_by_others
+
+
+def test_a_queue_that_failed_is_named_with_its_reason(bench: Bench) -> None:
+    with bench.device() as disk:
+        FakeQueue.made[1].result = -errno.EIO
+        FakeQueue.made[1].on_end()
+        assert disk.failure == "queue 1 ended: input/output error"
+        assert not disk.stopped_by_others
+
+
+def test_a_device_that_is_left_stays_in_the_driver(bench: Bench) -> None:
+    with bench.device() as disk:
+        disk.leave()
+    assert list(bench.log) == UP + DOWN[:5]
+    assert list(bench.control.known) == [3]
+
+
+def test_a_device_that_somebody_else_deleted_is_forgotten_all_the_same(bench: Bench) -> None:
+    with bench.device():
+        bench.log.fail_at, bench.log.error = "del", CommandError(Cmd.DEL_DEV, errno.ENODEV)
+    assert list(bench.log) == UP + DOWN
+
+
+def test_a_disk_that_will_not_stop_is_still_taken_apart(bench: Bench) -> None:
+    with bench.device():
+        bench.log.fail_at, bench.log.error = "stop", CommandError(Cmd.STOP_DEV, errno.ENODEV)
+    assert list(bench.log) == UP + DOWN
+    assert bench.left() == []
+
+
+def test_queues_that_do_not_end_are_named_and_not_freed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeQueue, "stuck", True)
+    with pytest.raises(UblkdError, match=r"queues \[0, 1\] of /dev/ublkb3"), bench.device():
+        pass
+    assert "free 0" not in bench.log
+
+
+@pytest.mark.xfail(reason="the counters are unmapped whether or not the queues have ended")
+def test_counters_stay_mapped_while_a_stuck_queue_may_write_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeQueue, "stuck", True)
+    with pytest.raises(UblkdError), bench.device():
+        counter = FakeQueue.made[0].config.stats
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    spans = [line.split()[0].split("-") for line in maps]
+    address = int(ffi.cast("uintptr_t", counter))
+    assert any(int(low, 16) <= address < int(high, 16) for low, high in spans)
+
+
+def test_the_number_of_a_device_that_is_not_there_is_not_asked_for(bench: Bench) -> None:
+    disk = bench.device()
+    with pytest.raises(AssertionError):
+        _ = disk.id
+    os.close(disk.ended_fd)

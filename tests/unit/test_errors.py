@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import example, given
+
+from tests.unit.helpers import any_texts, is_one_line, path_texts
+from ublkd.errors import (
+    BY_EXIT_CODE,
+    NotPossibleError,
+    UblkdError,
+    UsageError,
+    printable,
+    reason,
+    valid_text,
+)
+
+
+@given(path_texts)
+def test_any_path_is_printed_as_one_line(text: str) -> None:
+    assert is_one_line(printable(text))
+
+
+@given(any_texts)
+@example("\ud800")
+@example("\udc80\udbff")
+@example("a\u2028b\x85c\x1b[2J")
+def test_any_text_is_printed_as_one_line(text: str) -> None:
+    assert is_one_line(printable(text))
+
+
+@given(any_texts)
+@example("\ud800")
+def test_any_text_is_made_valid(text: str) -> None:
+    assert valid_text(text).encode().decode() == valid_text(text)
+
+
+@given(path_texts)
+def test_valid_text_keeps_what_was_valid(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        assert "\\x" in valid_text(text)
+    else:
+        assert valid_text(text) == text
+
+
+def test_printable_escapes_what_a_terminal_would_obey() -> None:
+    assert printable("disk image.img") == "disk image.img"
+    assert printable("grün") == "grün"
+    assert printable("a\nb\tc\x1b[1m") == r"a\nb\tc\x1b[1m"
+    assert printable("\udcff.img") == r"\xff.img"
+
+
+def test_a_reason_is_words_without_a_number() -> None:
+    assert reason(errno.ENOSPC) == "no space left on device"
+    assert reason(-errno.ENOSPC) == "no space left on device"
+    assert reason(OSError(errno.EACCES, "whatever", "file")) == "permission denied"
+
+
+def test_an_error_without_a_number_keeps_its_own_words() -> None:
+    assert reason(OSError("Nothing there")) == "nothing there"
+    assert reason(OSError()) == ""
+
+
+@pytest.mark.parametrize(("cls", "code"), [(UblkdError, 1), (UsageError, 2), (NotPossibleError, 3)])
+def test_every_kind_of_failure_has_its_exit_code(cls: type[UblkdError], code: int) -> None:
+    error = cls("it failed", hint="try again")
+    assert error.exit_code == code
+    assert BY_EXIT_CODE[code] is cls
+    assert (error.message, error.hint, str(error)) == ("it failed", "try again", "it failed")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ublkd.errors import NotPossibleError
+from ublkd.features import LADDER, REQUIRED, Features, Lease, granted, names, negotiate
+from ublkd.uapi import Feature
+
+LINUX_6_12 = Feature(0x1FE)
+LINUX_7_2 = Feature(0xFFFFF)
+OLD = REQUIRED
+HALF = REQUIRED | Feature.AUTO_BUF_REG  # auto without what serves a page that was not registered
+
+feature_sets = st.integers(0, (1 << 64) - 1).map(Feature)
+wishes = st.sampled_from([None, *Lease])
+
+CHOICES = [
+    (LINUX_6_12, None, Lease.COPY, "AUTO_BUF_REG (Linux 6.16 has it)"),
+    (LINUX_6_12, Lease.COPY, Lease.COPY, "AUTO_BUF_REG"),
+    (LINUX_7_2, None, Lease.AUTO, None),
+    (LINUX_7_2, Lease.AUTO, Lease.AUTO, None),
+    (LINUX_7_2, Lease.COPY, Lease.COPY, "--lease copy was asked for"),
+    (OLD, None, Lease.COPY, "AUTO_BUF_REG"),
+    (HALF, None, Lease.COPY, "lacks USER_COPY"),
+]
+
+
+@pytest.mark.parametrize(("offered", "wanted", "lease", "why_not_auto"), CHOICES)
+def test_the_best_lease_that_is_offered_or_wanted_is_chosen(
+    offered: Feature, wanted: Lease | None, lease: Lease, why_not_auto: str | None
+) -> None:
+    verdict = negotiate(offered, wanted)
+    assert verdict.lease is lease
+    if why_not_auto is None:
+        assert verdict.refused == {}
+    else:
+        assert why_not_auto in verdict.refused[Lease.AUTO]
+
+
+@pytest.mark.parametrize("offered", [LINUX_6_12, OLD, HALF])
+def test_insisting_on_what_is_not_offered_fails_with_the_reason(offered: Feature) -> None:
+    with pytest.raises(NotPossibleError, match=r"lease auto is not possible: .*lacks") as caught:
+        negotiate(offered, Lease.AUTO)
+    assert "--lease" in caught.value.hint
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("wanted", [None, *Lease])
+@pytest.mark.parametrize("offered", [Feature(0), LINUX_7_2 & ~REQUIRED])
+def test_a_driver_without_the_necessary_is_refused(offered: Feature, wanted: Lease | None) -> None:
+    with pytest.raises(NotPossibleError, match="CMD_IOCTL_ENCODE") as caught:
+        negotiate(offered, wanted)
+    assert "6.5" in caught.value.hint
+
+
+@given(feature_sets, wishes)
+def test_any_driver_gives_a_lease_it_can_hold_or_a_clear_refusal(
+    offered: Feature, wanted: Lease | None
+) -> None:
+    try:
+        verdict = negotiate(offered, wanted)
+    except NotPossibleError as error:
+        assert error.hint
+        assert REQUIRED not in offered or wanted is not None
+        return
+    leases = [rung.lease for rung in LADDER]
+    place = leases.index(verdict.lease)
+    assert LADDER[place].needs in offered
+    assert verdict.flags == LADDER[place].needs | REQUIRED
+    assert wanted in (None, verdict.lease)
+    assert list(verdict.refused) == leases[:place]
+    assert all(verdict.refused.values())
+
+
+@given(feature_sets)
+def test_nothing_better_than_the_chosen_lease_was_possible(offered: Feature) -> None:
+    offered |= REQUIRED
+    chosen = negotiate(offered, None).lease
+    possible = [rung.lease for rung in LADDER if rung.needs in offered]
+    assert chosen is possible[0]
+
+
+def test_what_was_given_must_hold_what_was_asked() -> None:
+    asked = Features(Lease.AUTO, Feature.AUTO_BUF_REG | Feature.USER_COPY | REQUIRED)
+    granted(asked, LINUX_7_2)
+    granted(asked, asked.flags)
+    with pytest.raises(NotPossibleError, match="AUTO_BUF_REG") as caught:
+        granted(asked, asked.flags & ~Feature.AUTO_BUF_REG)
+    assert "USER_COPY" not in caught.value.message
+    assert "--lease copy" in caught.value.hint
+
+
+def test_flags_have_names_and_unknown_bits_have_numbers() -> None:
+    assert names(Feature(0)) == []
+    assert names(Feature.SUPPORT_ZERO_COPY) == ["SUPPORT_ZERO_COPY"]
+    assert names(Feature(1 << 63 | 1 << 50) | Feature.QUIESCE) == ["QUIESCE", "bit 50", "bit 63"]
+    assert not any(name.startswith("bit") for name in names(LINUX_7_2))
+
+
+@given(feature_sets)
+def test_every_bit_is_named_once(offered: Feature) -> None:
+    told = names(offered)
+    assert len(told) == len(set(told)) == int(offered).bit_count()
+
+
+def test_every_lease_is_on_the_ladder_and_known_to_the_core() -> None:
+    assert {rung.lease for rung in LADDER} == set(Lease)
+    assert len({lease.number for lease in Lease}) == len(Lease)
+    assert not LADDER[-1].needs

@@ -1,0 +1,191 @@
+"""daemon.serve: one device from its start to its end, on fakes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pytest
+
+from tests.unit.fakes import FakeTarget, Log
+from tests.unit.helpers import open_fds
+from ublkd import daemon, registry
+from ublkd.config import DeviceConfig
+from ublkd.errors import NotPossibleError, UblkdError
+from ublkd.features import REQUIRED
+from ublkd.target import OptionValue
+from ublkd.uapi import Feature
+
+CONFIG = DeviceConfig(target="fake", options={})
+
+
+class Driver:
+    offered = REQUIRED
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def get_features(self) -> Feature:
+        return self.offered
+
+
+class Disk:
+    """A device: ``failure`` and the end are for the test to say."""
+
+    log: Log
+    made: list[Disk]
+    id = 3
+    failure = ""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.made.append(self)
+
+    def __enter__(self) -> Self:
+        self.ended_fd = os.eventfd(0)
+        try:
+            self.log.step("up")
+        except BaseException:
+            os.close(self.ended_fd)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.ended_fd)
+        self.log.step("down")
+
+    def end(self) -> None:
+        os.eventfd_write(self.ended_fd, 1)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        return bool(select.select([self.ended_fd], [], [], seconds)[0])
+
+    @property
+    def stopped_by_others(self) -> bool:
+        return self.wait(0) and not self.failure
+
+    def leave(self) -> None:
+        self.log.step("leave")
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.log = Log()
+        self.described: Mapping[str, OptionValue] = {}
+        self.error: BaseException | None = None
+        self.lines: list[str] = []
+        self.heard: list[daemon.Ready] = []
+
+    def from_options(self, _: object) -> FakeTarget:
+        if self.error:
+            raise self.error
+        return FakeTarget(self.log, self.described)
+
+    def serve(self, ready: Any = lambda: None) -> None:
+        def heard(what: daemon.Ready) -> None:
+            self.heard.append(what)
+            ready()
+
+        daemon.serve(CONFIG, 1, heard, self.lines.append)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench()
+    monkeypatch.setattr(Disk, "log", made.log, raising=False)
+    monkeypatch.setattr(Disk, "made", [], raising=False)
+    monkeypatch.setattr(daemon, "Control", Driver)
+    monkeypatch.setattr(daemon, "Device", Disk)
+    monkeypatch.setattr(registry, "load", lambda _: made)
+    return made
+
+
+def end_it() -> None:
+    Disk.made[0].end()
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_device_in_order(bench: Bench, number: signal.Signals) -> None:
+    before, fds = handlers(), open_fds()
+    bench.serve(lambda: os.kill(os.getpid(), number))
+    assert list(bench.log) == ["up", "down", "close target"]
+    assert handlers() == before
+    assert open_fds() == fds
+    assert bench.heard == [daemon.Ready(id=3)]
+    assert bench.heard[0].node == "/dev/ublkb3"
+    assert "/dev/ublkb3 is ready" in bench.lines[0]
+
+
+def test_a_device_that_somebody_stopped_is_left_to_them(bench: Bench) -> None:
+    bench.serve(end_it)
+    assert list(bench.log) == ["up", "leave", "down", "close target"]
+
+
+def test_a_queue_that_fails_is_an_error_with_its_reason(bench: Bench) -> None:
+    def fail() -> None:
+        Disk.made[0].failure = "queue 0 ended: input/output error"
+        Disk.made[0].end()
+
+    with pytest.raises(UblkdError, match="/dev/ublkb3 failed: queue 0 ended: input/output"):
+        bench.serve(fail)
+    assert list(bench.log) == ["up", "leave", "down", "close target"]
+
+
+def test_a_device_that_does_not_come_to_be_closes_its_target(bench: Bench) -> None:
+    bench.log.fail_at = "up"
+    before, fds = handlers(), open_fds()
+    with pytest.raises(UblkdError, match="made to fail"):
+        bench.serve()
+    assert list(bench.log) == ["up", "close target"]
+    assert bench.heard == []
+    assert handlers() == before
+    assert open_fds() == fds
+
+
+def test_nobody_to_tell_takes_the_device_away(bench: Bench) -> None:
+    def broken() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        bench.serve(broken)
+    assert list(bench.log) == ["up", "down", "close target"]
+
+
+def test_a_warning_of_the_target_is_told(bench: Bench) -> None:
+    bench.described = {"warning": "the last 3 bytes are left out"}
+    bench.serve(end_it)
+    assert bench.heard[0].warnings == ["the last 3 bytes are left out"]
+
+
+def test_a_driver_that_offers_too_little_ends_it_before_the_target_is_opened(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Driver, "offered", Feature(0))
+    with pytest.raises(NotPossibleError):
+        bench.serve()
+    assert list(bench.log) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(13, "Permission denied", "/x\n"), r"target fake: /x\\n: permission denied"),
+        (OSError(28, "No space left on device"), "target fake: no space left on device"),
+        (UblkdError("my own words"), "my own words"),
+    ],
+)
+def test_a_target_that_does_not_open_says_why(
+    bench: Bench, error: BaseException, words: str
+) -> None:
+    bench.error = error
+    with pytest.raises(UblkdError, match=words):
+        bench.serve()
+    assert list(bench.log) == []
