@@ -13,9 +13,11 @@ LAB   = $(PYTHON) -m tests.lab
 SOURCES := pyproject.toml meson.build meson.options README.md LICENSE \
 	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/core/* targets/*)
 
+C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] tests/core/*.[ch])
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core device bench-quick clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device package bench-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -61,6 +63,35 @@ demo: $(VENV)/installed.stamp ## a sparse file becomes a verified disk, here or 
 
 bench-quick: $(VENV)/installed.stamp ## the loop target beside the kernel's, counted in instructions
 	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/quick.py'
+
+test: $(VENV)/installed.stamp ## lint, types, packages, unit, core (and sanitized), device on both kernels
+	@$(BIN)/python tests/all.py
+
+lint: $(VENV)/tools.stamp ## ruff and clang-format
+	$(BIN)/ruff check --quiet ublkd targets tests
+	$(BIN)/ruff format --check --quiet ublkd targets tests
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+
+types: $(VENV)/installed.stamp ## mypy --strict
+	$(BIN)/mypy
+
+format: $(VENV)/tools.stamp ## put every source into its one layout
+	$(BIN)/ruff check --quiet --fix ublkd targets tests
+	$(BIN)/ruff format --quiet ublkd targets tests
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+unit: $(VENV)/installed.stamp ## tests that need no kernel
+	$(BIN)/pytest -q tests/unit
+
+core: $(VENV)/installed.stamp ## the C engine with a fake driver
+	$(BIN)/pytest -q tests/core
+
+package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
+	@sh tests/package.sh
+
+device: $(VENV)/installed.stamp ## [KERNEL=7.2]: the device tests in a guest
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) -- \
+		'pytest -p no:cacheprovider -q tests/device'
 
 clean: ## forget what was built, keep the kernels
 	rm -rf $(VENV) .cache/core .mypy_cache .ruff_cache .pytest_cache .hypothesis

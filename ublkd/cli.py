@@ -132,8 +132,11 @@ class AddCommand(click.Command):
             own = {option for param in self.params for option in param.opts}
             chosen = [o for o in registry.load(name).options if f"--{o.name}" not in own]
             self.target_options = {option.name: option for option in chosen}
-            self.params = [*self.params, *(_click_option(option) for option in chosen)]
         return super().make_context(info_name, args, parent, **extra)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own options, then the target's."""
+        return [*super().get_params(ctx), *map(_click_option, self.target_options.values())]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Say where the target's options are."""

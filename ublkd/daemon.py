@@ -84,8 +84,7 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
         undo.callback(target.close)
         device = Device(control, config, target, features, StateDir(), cookie=cookie)
         with _signals() as signalled, device as disk:
-            warning = target.describe().get("warning")
-            ready(Ready(id=disk.id, warnings=[str(warning)] if warning else []))
+            ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}")  # fmt: skip
             _wait(disk, signalled)
@@ -95,6 +94,15 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
             if disk.stopped_by_others:
                 disk.leave()
             log(f"/dev/ublkb{disk.id} ends")
+
+
+def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
+    warnings = []
+    if said := target.describe().get("warning"):
+        warnings.append(str(said))
+    if disk.queues < config.queues:
+        warnings.append(f"{config.queues} queues were asked for, {disk.queues} made: one per CPU")
+    return warnings
 
 
 def _wait(disk: Device, signalled: int) -> None:

@@ -68,6 +68,12 @@ class Device:
         return self.info.id
 
     @property
+    def queues(self) -> int:
+        """How many hardware queues the driver made."""
+        assert self.info is not None
+        return self.info.queues
+
+    @property
     def stopped_by_others(self) -> bool:
         """Whether the queues ended without an error and without ``__exit__``."""
         return self.wait(0) and not self.failure

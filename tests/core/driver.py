@@ -210,8 +210,9 @@ class Driver:
         names = Issued.__dataclass_fields__
         return [Issued(**{k: getattr(out[0][i], k) for k in names}) for i in range(n)]
 
-    def break_ring(self) -> None:
-        self.lib.fake_break_ring(self._fake)
+    def break_ring(self, broken: bool = True) -> None:
+        """Whether every submission fails from here on."""
+        self.lib.fake_break_ring(self._fake, broken)
 
     def _write_script(self, requests: Mapping[int, Request]) -> None:
         outcomes, reactions = [], []

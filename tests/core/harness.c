@@ -9,7 +9,7 @@
 #include "ring.h"
 #include "watch.h"
 
-#define RUN_NS 10000000000ULL
+#define RUN_NS 5000000000ULL
 #define NOWHERE 15 /* a registered ring that nobody has registered */
 
 struct fake {
@@ -152,9 +152,9 @@ uint32_t fake_issued(const struct fake *f, const struct issued **out)
 	return f->watch.nr_log;
 }
 
-void fake_break_ring(struct fake *f)
+void fake_break_ring(struct fake *f, bool broken)
 {
-	f->ring.uring.enter_ring_fd = NOWHERE;
+	f->ring.uring.enter_ring_fd = broken ? NOWHERE : f->enter_fd;
 }
 
 /* --- making and freeing ------------------------------------------------ */
@@ -277,7 +277,7 @@ free_fake:
 void fake_free(struct fake *f)
 {
 	if (f->open) {
-		f->ring.uring.enter_ring_fd = f->enter_fd;
+		fake_break_ring(f, false);
 		ring_deinit(&f->ring);
 	}
 	lease_table_deinit(&f->leases);

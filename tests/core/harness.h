@@ -127,7 +127,7 @@ int fake_begin(struct fake *f, uint16_t tag, uint32_t op_flags, uint64_t sector,
 
 /*
  * Runs turns until all requests are committed: 0. -ENODATA if one never
- * will be, since nothing is in flight; -ETIME after `turns` or ten seconds;
+ * will be, since nothing is in flight; -ETIME after `turns` or five seconds;
  * -EOVERFLOW if an SQE went by unseen; else why the ring failed.
  */
 int fake_run(struct fake *f, uint32_t turns);
@@ -142,8 +142,8 @@ unsigned char *fake_pages(struct fake *f, uint16_t tag);
 struct group_env *fake_env(struct fake *f);
 uint32_t fake_issued(const struct fake *f, const struct issued **out);
 
-/* Every submission fails from here on; undone by fake_free(). */
-void fake_break_ring(struct fake *f);
+/* Whether every submission fails from here on. */
+void fake_break_ring(struct fake *f, bool broken);
 
 /* How C sees what Python has read from the headers. */
 size_t size_of(const char *name);

@@ -9,8 +9,8 @@ import pytest
 from .driver import READ, WRITE, Driver, DriverMaker, Member, Op, Request
 from .files import FileMaker, noise
 
-DEPTH = 64
-MAX_IO = 1 << 20
+DEPTH = 32
+MAX_IO = 64 << 10  # what is lent counts as locked memory, of which users have little
 SIZE = 8192
 
 

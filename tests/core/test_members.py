@@ -65,12 +65,21 @@ def test_zeroes_that_fail_half_way_fail_the_request(
     assert driver.serve(r) == -errno.ENOSPC
 
 
-# --- capacity ---------------------------------------------------------------
+# --- gaps and capacity ---------------------------------------------------------------
 
 
 def halves(op: Op) -> list[Member]:
     half = SIZE // 2
     return [Member(op, len=half), Member(op, offset=half, buf=half, len=half)]
+
+
+def test_at_a_gap_the_prefix_ends(new_driver: DriverMaker, new_file: FileMaker) -> None:
+    driver = new_driver([new_file(noise(SIZE))])
+    first, second = halves(Op.READ)
+    hole = Member(Op.READ, 1, second.offset + 1, second.buf + 1, second.len - 1)
+    assert driver.serve(Request(READ, SIZE, [first, hole])) == SIZE // 2
+    assert driver.serve(Request(READ, SIZE, [second])) == -errno.EIO
+    assert driver.serve(Request(READ, SIZE, [first, second])) == SIZE
 
 
 def test_beyond_the_capacity_the_prefix_ends(new_driver: DriverMaker, new_file: FileMaker) -> None:

@@ -30,6 +30,8 @@ class Log(list[str]):
 class FakeControl:
     """The driver."""
 
+    number_is_free = True  # after del
+
     def __init__(self, log: Log, *, given: Feature | None = None) -> None:
         self.log, self.given = log, given
         self.known: dict[int, DevInfo] = {}
@@ -57,9 +59,10 @@ class FakeControl:
     def try_stop_dev(self, dev_id: int) -> None:
         self.log.step("try stop")
 
-    def del_dev(self, dev_id: int, **_: float) -> None:
+    def del_dev(self, dev_id: int) -> bool:
         self.log.step("del")
         self.known.pop(dev_id, None)
+        return self.number_is_free
 
     def get_dev_info(self, dev_id: int) -> DevInfo:
         if dev_id not in self.known:

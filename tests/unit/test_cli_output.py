@@ -136,6 +136,12 @@ manage.delete = delete
     assert ran.stderr.splitlines() == ["ublkd: no 7", "hint: later", "ublkd: no 9", "hint: later"]
 
 
+def test_a_warning_of_del_is_printed_and_no_failure() -> None:
+    ran = faked("del", "0", script="manage.delete = lambda *_, force: 'its number stays taken'")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert ran.stderr == "ublkd: warning: its number stays taken\n"
+
+
 # --- output that nobody gets ----------------------------------------------------------------
 
 PRINTING = [["list"], ["list", "--json"], ["show", "0"], ["show", "0", "--json"]]

@@ -162,10 +162,16 @@ def test_a_refused_command_is_named_with_its_reason(answered: Any) -> None:
 
 
 def test_a_driver_that_does_not_answer_is_an_error_in_time(answered: Any) -> None:
-    with pytest.raises(UblkdError, match=r"did not answer DEL_DEV within 60 seconds") as caught:
-        answered(lambda *_: -errno.ETIMEDOUT).del_dev(3)
+    with pytest.raises(UblkdError, match=r"did not answer STOP_DEV within 60 seconds") as caught:
+        answered(lambda *_: -errno.ETIMEDOUT).stop_dev(3)
     assert not isinstance(caught.value, CommandError)
     assert caught.value.hint
+
+
+def test_a_device_that_is_gone_while_its_number_is_held_is_deleted(answered: Any) -> None:
+    assert answered(lambda *_: 0).del_dev(3)
+    # there is no such device in /sys, so it is only its number that the driver waits for
+    assert not answered(lambda *_: -errno.ETIMEDOUT).del_dev(900_000)
 
 
 def test_features_are_all_64_bits_or_the_kernel_is_too_old(answered: Any) -> None:

@@ -28,8 +28,8 @@ CLI_IS_SEEN_BY = {"__main__"}
 TARGETS_SEE = {"target", "errors", "_core"}
 
 C_LAYERS = [
-    {"uapi", "stats"},
-    {"ring", "target", "control"},
+    {"uapi"},
+    {"stats", "ring", "target", "control"},
     {"lease", "lane"},
     {"group"},
     {"queue", "python_target"},

@@ -156,10 +156,21 @@ def test_deleting_keeps_what_is_remembered_of_a_later_device(machine: Machine) -
 
 
 @pytest.mark.parametrize("step", ["stop", "del"])
-def test_a_device_that_is_gone_already_is_deleted_all_the_same(machine: Machine, step: str) -> None:
+def test_a_device_that_is_gone_already_is_forgotten_all_the_same(
+    machine: Machine, step: str
+) -> None:
     machine.log.fail_at, machine.log.error = step, CommandError(Cmd.DEL_DEV, errno.ENODEV)
-    manage.delete(machine.control, machine.states, machine.found("db"))
-    assert list(machine.log) == ["stop", "del"]
+    assert manage.delete(machine.control, machine.states, machine.found("db")) == ""
+    assert machine.log[-1] == step
+    assert machine.states.read(FAR) is None
+
+
+def test_a_number_that_stays_taken_is_a_warning(machine: Machine) -> None:
+    machine.fake.number_is_free = False
+    warning = manage.delete(machine.control, machine.states, machine.found("db"))
+    assert is_one_line(warning)
+    assert f"/dev/ublkb{FAR}" in warning
+    assert machine.states.read(FAR) is None
 
 
 def test_what_the_driver_refuses_is_told(machine: Machine) -> None:
