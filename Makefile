@@ -86,6 +86,16 @@ unit: $(VENV)/installed.stamp ## tests that need no kernel
 core: $(VENV)/installed.stamp ## the C engine with a fake driver
 	$(BIN)/pytest -q tests/core
 
+core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	test -f .cache/core-asan/build.ninja || meson setup .cache/core-asan -Dcore_tests=true \
+		-Dwerror=true -Db_sanitize=address,undefined -Db_lundef=false >/dev/null; \
+	ninja -C .cache/core-asan tests/core/libcoretest.so >/dev/null
+	UBLKD_CORETEST=.cache/core-asan/tests/core/libcoretest.so \
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
+	$(BIN)/python -m pytest -q tests/core
+
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh
 
@@ -94,4 +104,4 @@ device: $(VENV)/installed.stamp ## [KERNEL=7.2]: the device tests in a guest
 		'pytest -p no:cacheprovider -q tests/device'
 
 clean: ## forget what was built, keep the kernels
-	rm -rf $(VENV) .cache/core .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .cache/core .cache/core-asan .cache/core.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,14 +7,15 @@ set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bin=$PWD/.venv/bin
-pip="$bin/python -m pip --disable-pip-version-check -q --no-input"
+pip="$bin/python -m pip --disable-pip-version-check -qq --no-input"
 export PATH="$bin:$PATH" PIP_NO_WARN_SCRIPT_LOCATION=1
 
-works() { # the command of an environment that holds nothing but the package
+works() ( # the command of an environment that holds nothing but the package
+	cd / # or the sources would stand in for it
 	"$1/bin/ublkd" --version
 	"$1/bin/ublkd" add --target loop --help >/dev/null
 	"$1/bin/python" -c 'import ublkd.targets.loop, ublkd.targets.null, ublkd.device'
-}
+)
 
 git clone -q . "$work/tree"
 cd "$work/tree"

@@ -73,6 +73,16 @@ def halves(op: Op) -> list[Member]:
     return [Member(op, len=half), Member(op, offset=half, buf=half, len=half)]
 
 
+@pytest.mark.parametrize(("buf", "length"), [(SIZE - 1, 2), (SIZE, 1), (0, SIZE + 1)])
+def test_a_member_beyond_its_request_touches_nobody_elses_memory(
+    new_driver: DriverMaker, new_file: FileMaker, buf: int, length: int
+) -> None:
+    driver = new_driver([new_file(noise(3 * SIZE))])
+    beyond = Member(Op.READ, 1, 0, buf, length)
+    assert driver.serve(Request(READ, SIZE, [beyond])) == -errno.EIO
+    assert not driver.issued()
+
+
 def test_at_a_gap_the_prefix_ends(new_driver: DriverMaker, new_file: FileMaker) -> None:
     driver = new_driver([new_file(noise(SIZE))])
     first, second = halves(Op.READ)

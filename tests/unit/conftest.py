@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,19 @@ settings.load_profile("unit")
 
 if importlib.util.find_spec("ublkd._core") is None:
     raise pytest.UsageError("ublkd is not installed with its C part: run 'make install-dev'")
+
+TEST_SECONDS = 60
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"the test hangs: {TEST_SECONDS} seconds are over")
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    """A wait without an end is a failure of its test, not of the whole run."""
+    before = signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(TEST_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

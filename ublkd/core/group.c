@@ -126,6 +126,11 @@ static int add(struct group *g, const struct member *m)
 {
 	unsigned int index = g->nr_members;
 
+	/* the bytes behind a request's own may be another request's */
+	if (carries_data(m) && m->buf + m->len > g->size) {
+		fail(g, -EINVAL, 0);
+		return -EINVAL;
+	}
 	if (index == g->env->max_members) {
 		if (carries_data(m)) /* a sibling may have covered its bytes */
 			end_at(g, m->buf);

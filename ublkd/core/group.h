@@ -81,7 +81,7 @@ struct group {
  * first), offsets and lengths are bytes. Members that carry data are added
  * in ascending order of `buf`: what is committed is a prefix of the request,
  * and it ends at the first gap. Return 0; -E2BIG beyond max_members, which
- * ends the prefix there.
+ * ends the prefix there; -EINVAL beyond the request, which fails it.
  */
 int group_read(struct group *g, uint16_t file, uint64_t offset, uint32_t buf,
 	       uint32_t len);
