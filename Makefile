@@ -10,8 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN  := $(VENV)/bin
 LAB   = $(PYTHON) -m tests.lab
-SOURCES := pyproject.toml meson.build meson.options README.md LICENSE \
-	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/core/* targets/*)
+SOURCES := pyproject.toml meson.build meson.options LICENSE \
+	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/cli/*.py ublkd/core/* targets/*)
 
 C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] tests/core/*.[ch])
 
@@ -38,7 +38,7 @@ $(VENV)/installed.stamp: $(VENV)/tools.stamp $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check install \
 		-qq --force-reinstall --no-deps --no-build-isolation -Csetup-args=-Dwerror=true .
 	$(BIN)/python -m pip --disable-pip-version-check install -qq \
-		'click >= 8.1' 'cffi >= 2.1' 'pyroute2 >= 0.7.12'
+		'click >= 8.2' 'cffi >= 2.1' 'pyroute2 >= 0.7.12'
 	@touch $@
 
 install-dev: $(VENV)/installed.stamp ## ublkd in .venv

@@ -78,8 +78,7 @@ class LoopTarget:
         self._read_only = read_only
         self._fd = _open(path, read_only=read_only, share=share)
         try:
-            if not share:
-                _claim(self._fd, path)
+            _claim(self._fd, path, read_only=read_only, share=share)
             self._access = _access(self._fd, path, direct_io, block)
             self.params, self._warning = self._describe_disk()
             self._handle = ffi.new("struct loop *")
@@ -232,14 +231,19 @@ def _in_use(path: str) -> UblkdError:
     )
 
 
-def _claim(fd: int, path: str) -> None:
-    """Lock the file (a block device is claimed by O_EXCL at open)."""
+def _claim(fd: int, path: str, *, read_only: bool, share: bool) -> None:
+    """Lock the file (a block device is claimed by O_EXCL at open).
+
+    Readers share it with readers. Whoever shares shows that by a reader's lock if there is one
+    to be had, so that the next one who does not want to share is refused.
+    """
+    kind = fcntl.LOCK_SH if read_only or share else fcntl.LOCK_EX
     until = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
+            if share or error.errno != errno.EWOULDBLOCK:
                 return  # a filesystem without locks: nobody else could take one either
             if time.monotonic() >= until:
                 raise _in_use(path) from error

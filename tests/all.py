@@ -82,8 +82,8 @@ def run(step: Step) -> Outcome:
     passed = found.get("passed", 0)
     if not step.suite:
         passed, failed = int(not process.returncode), int(bool(process.returncode))
-    elif process.returncode and not failed:
-        failed = 1  # it ended badly without pytest's own word for it
+    elif not failed and (process.returncode or not passed):
+        failed = 1  # it ended badly without pytest's own word for it, or ran nothing
     return Outcome(step, passed, failed, found.get("skipped", 0), time.monotonic() - began)
 
 

@@ -18,6 +18,9 @@ need liburing-dev pkg-config --exists liburing
 need python3-dev python3 -c 'import sysconfig, os; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")'
 need python3-venv has_venv
 need qemu-system-x86 command -v qemu-system-x86_64
+if command -v apt-get >/dev/null; then
+	need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
+fi
 if ! [ -x /usr/lib/qemu/virtiofsd ] && ! [ -x /usr/libexec/virtiofsd ]; then
 	if command -v apt-cache >/dev/null && [ -n "$(apt-cache madison virtiofsd 2>/dev/null)" ]; then
 		missing="$missing virtiofsd"

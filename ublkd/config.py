@@ -15,7 +15,8 @@ from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
 
 MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
 MIN_IO_BYTES = 4096
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+SUFFIXES = {unit: 1 << (10 * power) for power, unit in enumerate(["", *"KMGTPE"])}
+SIZE = re.compile(r"([0-9]{1,19})([KMGTPE]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
 # not what reads as the node of a device: with such a name `del` could mean another disk
 NAME = re.compile(r"(?!ublk[bc][0-9]+\Z)[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 
@@ -37,11 +38,11 @@ class DeviceConfig:
 
 
 def parse_size(text: str) -> int:
-    """Bytes: a whole number with an optional suffix K, M, G, T or P (powers of 1024).
+    """Bytes: a whole number with an optional suffix K, M, G, T, P or E (powers of 1024).
 
     Raises ValueError.
     """
-    match = re.fullmatch(r"([0-9]{1,19})([KMGTP]?)(?:I?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    match = SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{printable(text)!r} is not a size")
     return int(match[1]) * SUFFIXES[match[2].upper()]

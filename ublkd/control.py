@@ -19,7 +19,9 @@ from ublkd.uapi import SECTOR, Attr, Cmd, DevState, Feature, ParamType
 QUICK_SECONDS = 10
 """Deadline of commands that only look something up or write it down."""
 SLOW_SECONDS = 60
-"""Deadline of commands that wait for I/O or for a process to let go: START, STOP, DEL."""
+"""Deadline of commands that wait for I/O or for a process to let go: START, STOP."""
+DEL_SECONDS = 5
+"""Deadline of DEL, which comes when the server is gone: only programs can hold it up then."""
 
 ANY_ID = 0xFFFFFFFF
 """The ``dev_id`` that lets the driver choose."""
@@ -185,7 +187,7 @@ class Control:
         the device is gone all the same.
         """
         try:
-            self._command(Cmd.DEL_DEV, dev_id, seconds=QUICK_SECONDS)
+            self._command(Cmd.DEL_DEV, dev_id, seconds=DEL_SECONDS)
         except TimedOutError:
             if Path(f"/sys/class/ublk-char/ublkc{dev_id}").exists():
                 raise

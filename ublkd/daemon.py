@@ -49,9 +49,19 @@ def _open_target(config: DeviceConfig) -> Target:
     cls = registry.load(config.target)
     try:
         return cls.from_options(config.options)
+    except UblkdError:
+        raise
     except OSError as error:
         where = f"{printable(str(error.filename))}: " if error.filename else ""
-        raise UblkdError(f"target {config.target}: {where}{reason(error)}") from error
+        raise UblkdError(
+            f"target {config.target}: {where}{reason(error)}",
+            hint=f"see 'ublkd add --target {config.target} --help'",
+        ) from error
+    except Exception as error:  # a stranger's code: whatever it raises is its fault
+        raise UblkdError(
+            f"target {config.target} failed: {type(error).__name__}: {printable(str(error))}",
+            hint="this is a defect of the target: tell whoever made it",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,9 @@ from ublkd.target import Target
 READY_SECONDS = 30
 END_SECONDS = 60
 
+_stuck: list[ExitStack] = []
+"""What the threads of queues that did not end may still use, kept until the process ends."""
+
 
 class Device:
     """A context manager: inside it the disk exists and is served; after it everything is gone.
@@ -87,7 +90,8 @@ class Device:
         return ""
 
     def __enter__(self) -> Self:
-        with ExitStack() as undo:
+        undo = ExitStack()
+        try:
             undo.callback(os.close, self.ended_fd)
             self.info = self._add()
             undo.callback(self._states.remove, self.id)
@@ -99,11 +103,30 @@ class Device:
             )
             dev_fd = self._open_char_device()
             undo.callback(os.close, dev_fd)
-            undo.callback(self._end_queues)
             self._start_queues(dev_fd, counters)
             self._control.start_dev(self.id, os.getpid())
-            self._undo = undo.pop_all()
+        except BaseException as error:
+            self._unwind(undo, type(error), error, error.__traceback__)
+            raise
+        self._undo = undo
         return self
+
+    def _unwind(
+        self,
+        undo: ExitStack,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the queues, then undo the rest; with a queue that does not end, undo nothing: its
+        thread still uses the counters, the files and the target.
+        """
+        try:
+            self._end_queues()
+        except UblkdError:
+            _stuck.append(undo)
+            raise
+        undo.__exit__(kind, error, trace)
 
     def __exit__(
         self,
@@ -111,7 +134,7 @@ class Device:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._undo.__exit__(kind, error, trace)
+        self._unwind(self._undo, kind, error, trace)
 
     def leave(self) -> None:
         """End the queues but leave the device in the driver, for whoever stopped it to delete."""
@@ -244,6 +267,8 @@ class Device:
 
     def _end_queues(self) -> None:
         """Stop the device, which ends the queues, and wait for their threads."""
+        if not self._queues:
+            return
         with contextlib.suppress(UblkdError):
             self._control.stop_dev(self.id)
         until = time.monotonic() + END_SECONDS

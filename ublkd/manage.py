@@ -177,14 +177,14 @@ def delete(control: Control, states: StateDir, device: Found, *, force: bool = F
     _refuse_foreign(device)
     _refuse_claimed(device, force)
     free = True
-    with _watch(device.info.pid) as daemon:
-        try:
+    try:
+        with _watch(device.info.pid) as daemon:
             control.stop_dev(device.info.id)
-            free = control.del_dev(device.info.id)
-        except CommandError as error:
-            if error.errno != errno.ENODEV:  # somebody else was faster
-                raise
-        _wait_gone(daemon, device)
+            _wait_gone(daemon, device)
+        free = control.del_dev(device.info.id)
+    except CommandError as error:
+        if error.errno != errno.ENODEV:  # somebody else was faster
+            raise
     with states.lock():
         state = states.read(device.info.id)
         if state is None or state.cookie == device.info.cookie:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -217,17 +216,3 @@ finally:
     ran = python("-c", script)
     assert ran.returncode == 0
     assert ran.stderr.strip() == "loaded:"
-
-
-def test_help_is_answered_at_once() -> None:
-    """At most as much again as an empty Python and click take, with room for a slow machine."""
-
-    def fastest(*words: str) -> float:
-        spans = []
-        for _ in range(3):
-            started = time.monotonic()
-            python(*words)
-            spans.append(time.monotonic() - started)
-        return min(spans)
-
-    assert fastest("-m", "ublkd", "--help") < 2 * fastest("-c", "import click") + 0.2

@@ -183,9 +183,10 @@ def test_a_file_that_may_not_be_written_is_refused_with_the_way_out(disk: Path) 
     target(disk, read_only=True).close()
 
 
-@pytest.mark.skipif(ROOT_USER, reason="root may read every file")
 def test_a_file_that_may_not_be_read_is_refused(disk: Path) -> None:
     disk.chmod(0)
+    if os.access(disk, os.R_OK):
+        pytest.skip("this user may read every file")
     assert "permission denied" in refusal(disk, read_only=True).message
     disk.parent.chmod(0)
     try:

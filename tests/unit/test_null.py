@@ -37,7 +37,7 @@ def test_its_options_become_its_params() -> None:
 def test_a_size_out_of_range_is_refused(size: str) -> None:
     with pytest.raises(UsageError) as caught:
         build("null", {"size": size})
-    assert "from 4K to 1024P" in caught.value.hint
+    assert "from 4K to 1E" in caught.value.hint
 
 
 def test_it_takes_every_kind_of_request() -> None:

@@ -40,6 +40,7 @@ class Disk:
     log: Log
     made: list[Disk]
     id = 3
+    queues = 1
     failure = ""
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -163,6 +164,14 @@ def test_a_warning_of_the_target_is_told(bench: Bench) -> None:
     bench.described = {"warning": "the last 3 bytes are left out"}
     bench.serve(end_it)
     assert bench.heard[0].warnings == ["the last 3 bytes are left out"]
+
+
+def test_fewer_queues_than_were_asked_for_are_a_warning(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Disk, "queues", 0)
+    bench.serve(end_it)
+    assert bench.heard[0].warnings == ["1 queues were asked for, 0 made: one per CPU"]
 
 
 def test_a_driver_that_offers_too_little_ends_it_before_the_target_is_opened(

@@ -1,0 +1,146 @@
+"""``ublkd add``, whose options are also those of the target that it names."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ublkd.cli.common import HELP, cli, driver, json_option
+from ublkd.cli.output import emit, emit_json, warn
+from ublkd.errors import UblkdError
+
+if TYPE_CHECKING:
+    from ublkd.target import Option
+
+
+def _click_option(option: Option) -> click.Option:
+    metavar = {"path": "PATH", "size": "BYTES", "text": "TEXT"}.get(option.kind)
+    if option.kind == "choice":
+        metavar = "|".join(option.choices)
+    if option.kind == "flag":
+        return click.Option([f"--{option.name}", f"target_{option.key}"], is_flag=True,
+                            default=None, help=option.help)  # fmt: skip
+    return click.Option(
+        [f"--{option.name}", f"target_{option.key}"], metavar=metavar, help=option.help
+    )
+
+
+class AddCommand(click.Command):
+    """``add`` has the options of the target that is named on its own command line."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:  # fmt: skip
+        """Learn the target's options before anything is parsed."""
+        name = _named_target(args)
+        self.target_options: dict[str, Option] = {}
+        if name is not None:
+            from ublkd import registry
+
+            own = {option for param in self.params for option in param.opts}
+            chosen = [o for o in registry.load(name).options if f"--{o.name}" not in own]
+            self.target_options = {option.name: option for option in chosen}
+        return super().make_context(info_name, args, parent, **extra)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own options, then the target's."""
+        return [*super().get_params(ctx), *map(_click_option, self.target_options.values())]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say where the target's options are."""
+        if not self.target_options:
+            from ublkd import registry
+
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"Targets: {', '.join(registry.names())}. Each has options of its own: "
+                "'ublkd add --target NAME --help' lists them."
+            )
+
+
+def _named_target(args: Sequence[str]) -> str | None:
+    name = None  # the last one counts, as for click
+    for word, following in zip(args, [*args[1:], None], strict=False):
+        if word == "--":
+            break
+        if word in ("--target", "-t"):
+            name = following
+        elif word.startswith(("--target=", "-t")):
+            name = word.removeprefix("--target=").removeprefix("-t")
+    return name
+
+
+@cli.command(cls=AddCommand, context_settings=HELP)
+@click.option("--target", "-t", metavar="NAME", required=True, help="What serves the disk.")
+@click.option("--name", metavar="NAME", help="A name to call the device by.")
+@click.option("--id", "dev_id", metavar="N", help="Its number; by default the first that is free.")
+@click.option("--queues", metavar="N", help="Hardware queues, each with a thread (default 1).")
+@click.option("--depth", metavar="N", help="Requests in flight per queue (default 128).")
+@click.option("--max-io", metavar="BYTES", help="The largest request (default 512K).")
+@click.option("--lease", metavar="auto|copy", help="Insist on one way to reach a request's pages.")
+@click.option("--foreground", is_flag=True, help="Do not go to the background.")
+@json_option
+@click.pass_context
+def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) -> None:
+    """Make a device and serve it.
+
+    Prints its node once that can be opened; the daemon then works in the background.
+    """
+    from ublkd import config, daemon
+
+    assert isinstance(ctx.command, AddCommand)
+    raw = {
+        name: words[f"target_{option.key}"] for name, option in ctx.command.target_options.items()
+    }
+    wanted = config.build(
+        words["target"], raw, name=words["name"], id=words["dev_id"], queues=words["queues"],
+        depth=words["depth"], max_io=words["max_io"], lease=words["lease"],
+    )  # fmt: skip
+
+    def announce(ready: daemon.Ready) -> None:
+        for text in ready.warnings:
+            warn(text)
+        if as_json:
+            emit_json({"id": ready.id, "node": ready.node, "warnings": ready.warnings,
+                       "ready_ms": _age_ms()})  # fmt: skip
+        else:
+            emit(ready.node)
+
+    if foreground:
+        from ublkd.state import new_cookie
+        from ublkd.uevent import wait_for_node
+
+        def ready_here(ready: daemon.Ready) -> None:
+            wait_for_node(ready.node, daemon.NODE_SECONDS)
+            announce(ready)
+
+        daemon.serve(
+            wanted, new_cookie(), ready_here, lambda line: click.echo(f"ublkd: {line}", err=True)
+        )
+        return
+    ready = daemon.start(wanted)
+    try:
+        announce(ready)
+    except UblkdError:
+        _take_back(ready.id)
+        raise
+
+
+def _age_ms() -> int:
+    """Milliseconds since this process was started, to the tick of the kernel's clock."""
+    with open("/proc/self/stat") as f:
+        started = int(f.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return round((time.clock_gettime(time.CLOCK_BOOTTIME) - started) * 1000)
+
+
+def _take_back(dev_id: int) -> None:
+    """Nobody learnt of the device, so nobody would delete it."""
+    from ublkd import manage
+
+    with driver() as (control, states):
+        manage.delete(control, states, manage.find(control, states, str(dev_id)), force=True)

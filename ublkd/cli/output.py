@@ -1,0 +1,95 @@
+"""What is printed and how: text, JSON, tables, warnings and errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from ublkd.errors import UblkdError, printable, valid_text
+
+
+def emit(text: str) -> None:
+    """Print to standard output, or fail: output that nobody got is not success."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        raise unheard() from error
+
+
+def unheard() -> UblkdError:
+    """The error for output that nobody got."""
+    _silence(1)
+    return UblkdError(
+        "standard output was closed before everything was printed",
+        hint="the reader of the pipe ended early, or the disk is full",
+    )
+
+
+def _silence(fd: int) -> None:
+    """What is still buffered cannot go anywhere, and the interpreter would say so at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
+def _json_ready(value: Any) -> Any:
+    """The value with every text made valid, whatever bytes a path had."""
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, dict):
+        return {_json_ready(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    return value
+
+
+def emit_json(value: Any) -> None:
+    """Print as JSON, ASCII only."""
+    emit(json.dumps(_json_ready(value), indent=2))
+
+
+def warn(text: str) -> None:
+    """One line on standard error that is not a failure."""
+    click.echo(f"ublkd: warning: {text}", err=True)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns; the first is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A mapping as indented text."""
+    for key, item in value.items():
+        if item == {}:
+            continue
+        if isinstance(item, dict):
+            yield f"{indent}{printable(key)}:"
+            yield from lines(item, indent + "  ")
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            for number, part in enumerate(item):
+                yield f"{indent}{printable(key)} of queue {number}:"
+                yield from lines(part, indent + "  ")
+        elif isinstance(item, list):
+            yield f"{indent}{printable(key)}: {' '.join(map(str, item))}"
+        else:
+            text = "-" if item is None else printable(str(item))
+            yield f"{indent}{printable(key)}: {text}"
+
+
+def complain(error: UblkdError) -> None:
+    """One line and a hint on standard error."""
+    try:
+        click.echo(f"ublkd: {printable(error.message)}", err=True)
+        if error.hint:
+            click.echo(f"hint: {printable(error.hint)}", err=True)
+    except OSError:  # nobody reads it: the exit code still tells
+        _silence(2)
