@@ -31,6 +31,7 @@ fi
 need kmod command -v depmod
 need e2fsprogs command -v e2fsck
 need fio command -v fio
+need dmsetup sh -c "PATH=$PATH:/sbin:/usr/sbin command -v dmsetup"
 need libasan8 sh -c 'ls /usr/lib/gcc/*/*/libasan.so'
 
 [ -n "$missing" ] || exit 0

@@ -35,6 +35,7 @@ class DeviceConfig:
     depth: int = 128  # tags of a queue
     max_io: int = 512 << 10  # bytes of the largest request
     lease: Lease | None = None  # None: the best there is
+    partscan: bool = True  # the kernel looks for partitions
 
 
 def parse_size(text: str) -> int:
@@ -111,8 +112,14 @@ def _absolute(option: Option, raw: str) -> str:
         ) from error
 
 
-def _parsed(option: Option, raw: str | bool) -> OptionValue:
-    if isinstance(raw, bool):
+RawOption = str | bool | tuple[str, ...] | None
+"""An option as the command line has it; None or an empty tuple: not given."""
+
+
+def _parsed(option: Option, raw: RawOption) -> OptionValue:
+    if isinstance(raw, tuple):
+        return tuple(str(_parsed(option, one)) for one in raw)
+    if raw is None or isinstance(raw, bool):
         return raw
     if option.kind == "size":
         return _size(option, raw)
@@ -129,7 +136,7 @@ def _parsed(option: Option, raw: str | bool) -> OptionValue:
 
 
 def parse_options(
-    target: str, known: Mapping[str, Option], raw: Mapping[str, str | bool | None]
+    target: str, known: Mapping[str, Option], raw: Mapping[str, RawOption]
 ) -> dict[str, OptionValue]:
     """A target's options, by key. Raises UsageError for one that is wrong, missing or unknown."""
     unknown = [name for name in raw if name not in known]
@@ -141,9 +148,10 @@ def parse_options(
     values: dict[str, OptionValue] = {}
     for name, option in known.items():
         given = raw.get(name)
-        if given is None and option.required:
+        missing = given is None or given == ()
+        if missing and option.required:
             raise UsageError(f"target {target} needs --{name}", hint=option.help)
-        values[option.key] = option.default if given is None else _parsed(option, given)
+        values[option.key] = option.default if missing else _parsed(option, given)
     return values
 
 
@@ -158,9 +166,13 @@ def parse_name(text: str) -> str:
     return text
 
 
+def _text(raw: RawOption) -> str | None:
+    return raw if isinstance(raw, str) else None
+
+
 def build(
     target: str,
-    options: Mapping[str, str | bool | None],
+    options: Mapping[str, RawOption],
     *,
     name: str | None = None,
     id: str | None = None,
@@ -168,12 +180,13 @@ def build(
     depth: str | None = None,
     max_io: str | None = None,
     lease: str | None = None,
+    partscan: bool = True,
 ) -> DeviceConfig:
     """Check everything that can be checked without the machine. Raises UsageError.
 
     Values are the words of the command line; None takes the default.
     """
-    cls = registry.load(target)
+    known = registry.options_of(target, lambda option: _text(options.get(option)))
     default = DeviceConfig(target=target, options={})
     leases = [kind.value for kind in Lease]
     if lease is not None and lease not in leases:
@@ -183,11 +196,12 @@ def build(
         )
     return DeviceConfig(
         target=target,
-        options=parse_options(target, {o.name: o for o in cls.options}, options),
+        options=parse_options(target, known, options),
         name=None if name is None else parse_name(name),
         id=None if id is None else _number("id", id, 0, MAX_ID),
         queues=default.queues if queues is None else _number("queues", queues, 1, MAX_QUEUES),
         depth=default.depth if depth is None else _number("depth", depth, 1, MAX_DEPTH),
         max_io=default.max_io if max_io is None else _size(MAX_IO, max_io),
         lease=None if lease is None else Lease(lease),
+        partscan=partscan,
     )

@@ -18,7 +18,7 @@ from ublkd.config import DeviceConfig
 from ublkd.control import Control
 from ublkd.device import Device
 from ublkd.errors import BY_EXIT_CODE, UblkdError, printable, reason
-from ublkd.features import negotiate
+from ublkd.features import groups, negotiate
 from ublkd.state import StateDir, new_cookie
 from ublkd.target import Target
 from ublkd.uevent import wait_for_node
@@ -89,7 +89,9 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
     case and dead in the second.
     """
     with Control() as control, contextlib.ExitStack() as undo:
-        features = negotiate(control.get_features(), config.lease)
+        features = negotiate(
+            control.get_features(), config.lease, groups=groups(), partscan=config.partscan
+        )
         target = _open_target(config)
         undo.callback(target.close)
         device = Device(control, config, target, features, StateDir(), cookie=cookie)

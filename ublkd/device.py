@@ -246,6 +246,7 @@ class Device:
                 depth=self.info.depth,
                 max_io=self.info.max_io,
                 block=self._target.params.logical_block,
+                align=self._target.params.io_align,
                 lease=self._features.lease,
                 lease_slots=slots,
                 max_members=self._target.params.max_members,

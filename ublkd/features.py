@@ -19,29 +19,46 @@ class Lease(Enum):
     """How a request's pages are reached. The values are the words of the command line."""
 
     AUTO = "auto"
+    REGISTER = "register"
+    GROUP = "group"
     COPY = "copy"
+    USER_COPY = "user-copy"
 
     @property
     def number(self) -> int:
         """``enum lease_kind`` of core/lease.h."""
-        return int({Lease.AUTO: lib.LEASE_AUTO, Lease.COPY: lib.LEASE_COPY}[self])
+        return int(getattr(lib, "LEASE_" + self.name))
+
+
+NOTHING = Feature(0)
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A lease: what it needs from the kernel, and the release that first offers it."""
+    """A lease: what it needs from the kernel, and the release that first offers it.
+
+    ``asks`` goes to ADD_DEV beside the needs: the kernel that can do it does not offer it.
+    """
 
     lease: Lease
     needs: Feature
     since: str
+    asks: Feature = NOTHING
 
+
+LEND = Feature.SUPPORT_ZERO_COPY | Feature.USER_COPY
+"""Lending by hand, and user-copy for a request whose pages could not be lent at all."""
 
 LADDER = (
-    # USER_COPY beside AUTO_BUF_REG: a request whose pages could not be registered is served by it
-    Rung(Lease.AUTO, Feature.AUTO_BUF_REG | Feature.USER_COPY, "6.16"),
+    Rung(Lease.AUTO, Feature.AUTO_BUF_REG | LEND, "6.16"),
+    Rung(Lease.REGISTER, LEND, "6.15"),
+    Rung(Lease.GROUP, Feature.USER_COPY, "6.5", asks=LEND),
     Rung(Lease.COPY, Feature(0), "6.0"),
+    Rung(Lease.USER_COPY, Feature.USER_COPY, "6.5"),
 )
 """Best first."""
+
+NO_GROUPS = "the kernel does not carry the SQE-group series"
 
 REQUIRED = Feature.CMD_IOCTL_ENCODE
 """What no ublkd device can do without."""
@@ -63,26 +80,50 @@ def names(flags: Feature) -> list[str]:
     return known + [f"bit {bit}" for bit in range(64) if rest >> bit & 1]
 
 
-def negotiate(offered: Feature, wanted: Lease | None) -> Features:
-    """Choose the best lease that ``offered`` (the driver's features) allows.
+def groups() -> bool:
+    """Whether this kernel carries the SQE-group series: a probe without side effects."""
+    return bool(lib.lease_probe_group() == 1)
 
-    ``wanted`` insists on one. Raises NotPossibleError with the reason if it cannot be had.
+
+def _obstacle(rung: Rung, offered: Feature, groups: bool) -> str:
+    """Why the kernel cannot do it; empty if it can."""
+    if missing := rung.needs & ~offered:
+        return f"the kernel lacks {', '.join(names(missing))} (Linux {rung.since} has it)"
+    return NO_GROUPS if rung.lease is Lease.GROUP and not groups else ""
+
+
+def survey(offered: Feature, *, groups: bool = False) -> dict[Lease, str]:
+    """Every lease, best first, with what stands in its way; nothing where it can be had."""
+    return {rung.lease: _obstacle(rung, offered, groups) for rung in LADDER}
+
+
+def negotiate(
+    offered: Feature, wanted: Lease | None, *, groups: bool = False, partscan: bool = True
+) -> Features:
+    """Choose the best lease that ``offered`` (the driver's features) and ``groups`` allow.
+
+    ``wanted`` insists on one. Without ``partscan`` the kernel shall not look for partitions.
+    Raises NotPossibleError with the reason if either cannot be had.
     """
     if REQUIRED not in offered:
         raise NotPossibleError(
             "this kernel's ublk driver lacks " + ", ".join(names(REQUIRED & ~offered)),
             hint="ublkd needs Linux 6.5 or newer",
         )
+    extra = Feature(0) if partscan else Feature.NO_AUTO_PART_SCAN
+    if extra & ~offered:
+        raise NotPossibleError(
+            "this kernel always looks for partitions: it lacks NO_AUTO_PART_SCAN",
+            hint="--no-partscan needs Linux 7.0 or newer",
+        )
     refused: dict[Lease, str] = {}
     for rung in LADDER:
-        missing = rung.needs & ~offered
-        if missing:
-            lacks = ", ".join(names(missing))
-            refused[rung.lease] = f"the kernel lacks {lacks} (Linux {rung.since} has it)"
+        if obstacle := _obstacle(rung, offered, groups):
+            refused[rung.lease] = obstacle
         elif wanted not in (None, rung.lease):
             refused[rung.lease] = f"--lease {wanted.value} was asked for" if wanted else ""
         else:
-            return Features(rung.lease, rung.needs | REQUIRED, refused)
+            return Features(rung.lease, rung.needs | rung.asks | REQUIRED | extra, refused)
         if wanted is rung.lease:
             break
     assert wanted is not None  # the last rung needs nothing

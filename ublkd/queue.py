@@ -24,6 +24,7 @@ class QueueConfig:
     depth: int
     max_io: int
     block: int
+    align: int
     lease: Lease
     lease_slots: int
     max_members: int
@@ -56,6 +57,7 @@ class Queue:
                 "depth": config.depth,
                 "max_io": config.max_io,
                 "block": config.block,
+                "align": config.align,
                 "lease": config.lease.number,
                 "lease_slots": config.lease_slots,
                 "max_members": config.max_members,

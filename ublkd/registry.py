@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from ublkd.errors import UblkdError, UsageError, printable
-from ublkd.target import API_VERSION, Target
+from ublkd.target import API_VERSION, Option, Target
 
 GROUP = "ublkd.targets"
 MEMBERS = ("options", "from_options", "files", "native", "describe", "close")
@@ -31,6 +32,19 @@ def load(name: str) -> type[Target]:
             f"unknown target {printable(name)!r}", hint=f"targets on this machine: {known}"
         )
     return _checked(found[0])
+
+
+def options_of(name: str, named: Callable[[str], str | None]) -> dict[str, Option]:
+    """The options of a target by name, with those of the targets that it is put over.
+
+    ``named`` tells which target an option of kind ``target`` names. Raises as ``load`` does.
+    """
+    found = {option.name: option for option in load(name).options}
+    for option in [o for o in found.values() if o.kind == "target"]:
+        other = named(option.name)
+        if other is not None and other != name:
+            found = {o.name: o for o in load(other).options} | found
+    return found
 
 
 def _checked(point: EntryPoint) -> type[Target]:

@@ -15,6 +15,17 @@ from ublkd.errors import UblkdError, reason
 OPS = ("read", "write", "flush", "discard", None, "write_zeroes")
 """Names of ``UBLK_IO_OP_*`` up to the last that is counted."""
 
+GAUGES = (
+    "failed_files",
+    "in_flight",
+    "short_members",
+    "again_members",
+    "requeues",
+    "fallbacks",
+    "fua",
+)
+"""What is counted of a queue and not of an op."""
+
 STRIDE = -(-ffi.sizeof("struct queue_stats") // 64) * 64
 """Bytes from one queue's counters to the next's: a cache line of theirs is nobody else's."""
 
@@ -64,6 +75,6 @@ def _named(queue: Any) -> dict[str, Any]:
         for op, name in enumerate(OPS)
         if name
     }
-    for name in ("in_flight", "short_members", "again_members", "requeues", "fallbacks", "fua"):
+    for name in GAUGES:
         counters[name] = getattr(queue, name)
     return counters

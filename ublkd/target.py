@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 API_VERSION = 1
 """The protocol's number: a target with another one is refused with both numbers named."""
 
-OptionValue = str | int | bool | None
-"""A parsed option: text and paths as str, sizes in bytes as int, flags as bool."""
+OptionValue = str | int | bool | tuple[str, ...] | None
+"""A parsed option: text and paths as str, sizes in bytes as int, flags as bool, and a tuple of
+texts or paths where the option may be given many times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,15 @@ class Option:
     """One option of a target, ``--name`` on the command line.
 
     ``kind`` says how it is parsed: ``path`` becomes absolute, ``size`` takes suffixes and becomes
-    bytes, ``flag`` takes no value. ``minimum`` and ``maximum`` are for sizes, in bytes.
+    bytes, ``flag`` takes no value, ``target`` names another target, whose options join these.
+    ``minimum`` and ``maximum`` are for sizes, in bytes.
     """
 
     name: str
     help: str
-    kind: Literal["text", "path", "size", "flag", "choice"] = "text"
+    kind: Literal["text", "path", "size", "flag", "choice", "target"] = "text"
     required: bool = False
+    multiple: bool = False  # of kind text or path only
     default: OptionValue = None
     choices: tuple[str, ...] = ()
     minimum: int = 0
@@ -68,6 +71,7 @@ class Params:
     io_min: int = 512
     io_opt: int = 512
     dma_align: int = 4  # of the addresses and lengths of a request's pages
+    io_align: int = 1  # that a member's offset in its file must keep to: direct I/O
     read_only: bool = False
     rotational: bool = False
     volatile_cache: bool = False

@@ -97,10 +97,9 @@ def measure(name: str, node: str) -> dict[tuple[Cell, str], float]:
 
 
 def leases() -> list[str]:
-    """The leases that this kernel can do, of those that are judged."""
+    """The leases that this kernel can do, best first."""
     told = json.loads(run("ublkd", "features", "--json"))
-    return [lease for lease in ("auto", "copy") if lease not in told["refused"]
-            or "was asked for" in told["refused"][lease]]  # fmt: skip
+    return [kind for kind, verdict in told["leases"].items() if verdict == "possible"]
 
 
 def main() -> int:

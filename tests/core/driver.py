@@ -15,6 +15,7 @@ TURNS = 100_000
 
 READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES = 0, 1, 2, 3, 5  # UBLK_IO_OP_*
 FUA, NOUNMAP, NEED_REG_BUF = 1 << 13, 1 << 15, 1 << 17  # UBLK_IO_F_*
+LEND, UNLEND, LEAD = 0xFFFF, 0xFFFE, 0xFFFD  # AT_*: in the place of a member's number
 
 
 class Op(IntEnum):
@@ -186,7 +187,11 @@ class Driver:
             assert ret == 0, os.strerror(-ret)
 
     def run(self, turns: int = TURNS) -> int:
-        return int(self.lib.fake_run(self._fake, turns))
+        """Whatever the test is about: no SQE may have broken a rule."""
+        ret = int(self.lib.fake_run(self._fake, turns))
+        if broken := self.lib.fake_broken(self._fake):
+            raise AssertionError(self.ffi.string(broken).decode())
+        return ret
 
     def serve(self, request: Request) -> int:
         """One request on tag 0, to its end: what was committed."""
@@ -204,7 +209,17 @@ class Driver:
         return [m.added for m in self._members[tag]]
 
     def issued(self) -> list[Issued]:
-        """Everything since the round began."""
+        """The members' SQEs since the round began."""
+        return [e for e in self.everything() if e.member < LEAD]
+
+    def unlent(self) -> list[int]:
+        """Failures of UNREGISTER that were reported: the last one's errno for each."""
+        res = self.ffi.new("int *")
+        n = int(self.lib.fake_unlent(self._fake, res))
+        return n * [int(res[0])]
+
+    def everything(self) -> list[Issued]:
+        """All SQEs since the round began, in their order."""
         out = self.ffi.new("struct issued **")
         n = self.lib.fake_issued(self._fake, out)
         names = Issued.__dataclass_fields__

@@ -29,14 +29,58 @@ struct fake {
 	unsigned int nr_serving;
 	bool open;
 	int enter_fd;
+	uint32_t nr_unlent; /* failures */
+	int unlent;
+	struct fake *next;
 };
 
-/* Everything that the engine has put into the SQ since the last look. */
+/*
+ * Everything that the engine has put into the SQ since the last look. A ring
+ * that has failed submits no more, so it may hold anything.
+ */
 static void look(struct fake *f)
 {
-	if (f->cfg.watch)
-		watch_look(&f->watch, &f->ring.uring.sq, f->iods, f->pages,
-			   f->cfg.max_io);
+	if (f->cfg.watch && !f->ring.error)
+		watch_look(&f->watch);
+}
+
+/* --- every submission, even one in the middle of a turn ---------------- */
+
+static _Thread_local struct fake *fakes;
+
+static void look_at(const struct io_uring *ring)
+{
+	for (struct fake *f = fakes; f; f = f->next)
+		if (&f->ring.uring == ring)
+			look(f);
+}
+
+static void forget(const struct fake *f)
+{
+	struct fake **at = &fakes;
+
+	while (*at && *at != f)
+		at = &(*at)->next;
+	if (*at)
+		*at = f->next;
+}
+
+/* The linker leads all calls of this library here: meson.build. */
+int __real_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring);
+int __real_io_uring_submit_and_wait(struct io_uring *ring, unsigned int nr);
+int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned int nr);
+
+int __wrap_io_uring_submit(struct io_uring *ring)
+{
+	look_at(ring);
+	return __real_io_uring_submit(ring);
+}
+
+int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned int nr)
+{
+	look_at(ring);
+	return __real_io_uring_submit_and_wait(ring, nr);
 }
 
 /* --- what stands for queue.c ------------------------------------------- */
@@ -45,6 +89,9 @@ static void commit(struct group *g, int result)
 {
 	struct fake *f = g->env->owner;
 
+	look(f);
+	if (f->cfg.watch && !f->ring.error)
+		watch_commit(&f->watch, g->tag);
 	f->commits[g->tag]++;
 	f->results[g->tag] = result;
 	if (f->serving[g->tag])
@@ -56,12 +103,23 @@ static void commit(struct group *g, int result)
 
 static void complete(struct fake *f, uint64_t user_data, int res)
 {
-	uint16_t tag = (uint16_t)user_data;
-	uint16_t member = (uint16_t)(user_data >> 16);
+	struct group *g = &f->groups[(uint16_t)user_data];
 
 	if (f->cfg.watch)
-		res = watch_ended(&f->watch, tag, member, res);
-	group_cqe(&f->groups[tag], member, res);
+		res = watch_ended(&f->watch, user_data, res);
+	switch (user_data & (UD_LEND | UD_UNLEND)) {
+	case UD_LEND | UD_UNLEND:
+		break;
+	case UD_LEND:
+		group_lent(g, res);
+		break;
+	case UD_UNLEND:
+		f->nr_unlent++;
+		f->unlent = res;
+		break;
+	default:
+		group_cqe(g, (uint16_t)(user_data >> 16), res);
+	}
 	look(f);
 }
 
@@ -91,6 +149,9 @@ int fake_begin(struct fake *f, uint16_t tag, uint32_t op_flags, uint64_t sector,
 	f->serving[tag] = true;
 	f->nr_serving++;
 	f->commits[tag] = 0;
+	watch_begin(&f->watch, tag,
+		    f->cfg.lease == LEASE_AUTO &&
+			    !(op_flags & UBLK_IO_F_NEED_REG_BUF));
 	group_begin(&f->groups[tag], &f->iods[tag], stats_now());
 	look(f);
 	return 0;
@@ -100,9 +161,11 @@ int fake_run(struct fake *f, uint32_t turns)
 {
 	uint64_t until = stats_now() + RUN_NS;
 
-	while (f->nr_serving) {
+	while (f->nr_serving || f->watch.in_flight) {
 		int ret;
 
+		if (f->watch.broken)
+			return -EPROTO;
 		if (f->watch.unseen)
 			return -EOVERFLOW;
 		if (f->cfg.watch && !f->watch.in_flight && !f->ring.error)
@@ -114,12 +177,13 @@ int fake_run(struct fake *f, uint32_t turns)
 			return ret;
 		reap(f);
 	}
-	return 0;
+	return f->watch.broken ? -EPROTO : 0;
 }
 
 void fake_script(struct fake *f, struct outcome *outcomes, uint32_t n)
 {
 	watch_script(&f->watch, outcomes, n);
+	f->nr_unlent = 0;
 }
 
 /* --- what a test may see ----------------------------------------------- */
@@ -132,6 +196,17 @@ int fake_result(const struct fake *f, uint16_t tag)
 uint32_t fake_commits(const struct fake *f, uint16_t tag)
 {
 	return f->commits[tag];
+}
+
+const char *fake_broken(const struct fake *f)
+{
+	return f->watch.broken;
+}
+
+uint32_t fake_unlent(const struct fake *f, int *res)
+{
+	*res = f->unlent;
+	return f->nr_unlent;
 }
 
 unsigned char *fake_pages(struct fake *f, uint16_t tag)
@@ -181,13 +256,14 @@ static int alloc(struct fake *f)
 	f->env.zeroes = map(ZEROES_BYTES, PROT_READ);
 	return f->groups && f->iods && f->serving && f->results && f->commits &&
 			       f->members && f->env.zeroes
-		       ? watch_init(&f->watch, f->cfg.depth, f->cfg.max_members)
+		       ? watch_init(&f->watch, &f->cfg, f->iods)
 		       : -ENOMEM;
 }
 
 static void wire(struct fake *f)
 {
 	f->leases.kind = f->cfg.lease;
+	f->leases.ring = &f->ring;
 	f->leases.dev_fd = f->cfg.dev_fd;
 	f->leases.qid = f->cfg.qid;
 	f->leases.slots = f->cfg.depth;
@@ -198,6 +274,7 @@ static void wire(struct fake *f)
 	f->env.ops = f->cfg.ops;
 	f->env.target = f->cfg.target;
 	f->env.block = f->cfg.block;
+	f->env.align = 1;
 	f->env.max_members = f->cfg.max_members;
 	f->env.commit = commit;
 	f->env.owner = f;
@@ -212,7 +289,7 @@ static void wire(struct fake *f)
 static int open_ring(struct fake *f)
 {
 	unsigned int nr = f->cfg.nr_files + 1;
-	unsigned int cqes = f->cfg.depth * (f->cfg.max_members + 1U);
+	unsigned int cqes = f->cfg.depth * (2U * f->cfg.max_members + 2U);
 	int *files = calloc(nr, sizeof(*files));
 	int ret = -ENOMEM;
 
@@ -225,16 +302,23 @@ static int open_ring(struct fake *f)
 	free(files);
 	f->open = ret == 0;
 	f->enter_fd = f->ring.uring.enter_ring_fd;
+	f->watch.sq = &f->ring.uring.sq;
 	return ret;
 }
 
-/* `auto`: every slot of the buffer table has pages of ours behind it. */
-static int fill_table(struct fake *f)
+/*
+ * The pages that the fake kernel lends. They stand in the buffer table all
+ * the time; who may use them when is watch.c's to say.
+ */
+static int lend_pages(struct fake *f)
 {
 	f->pages = map((size_t)f->cfg.depth * f->cfg.max_io,
 		       PROT_READ | PROT_WRITE);
 	if (!f->pages)
 		return -ENOMEM;
+	f->watch.pages = f->pages;
+	if (f->cfg.lease == LEASE_GROUP) /* has no table */
+		return 0;
 	for (uint16_t tag = 0; tag < f->cfg.depth; tag++) {
 		struct iovec iov = { fake_pages(f, tag), f->cfg.max_io };
 		__u64 resource = 0;
@@ -261,11 +345,14 @@ int fake_new(const struct fake_config *cfg, struct fake **out)
 	if (ret < 0)
 		goto free_fake;
 	wire(f);
-	ret = lease_table_init(&f->leases, &f->ring, cfg->depth);
-	if (ret == 0 && cfg->lease == LEASE_AUTO)
-		ret = fill_table(f);
+	ret = lease_table_init(&f->leases, cfg->depth);
+	if (ret == 0 && cfg->lease != LEASE_COPY &&
+	    cfg->lease != LEASE_USER_COPY)
+		ret = lend_pages(f);
 	if (ret < 0)
 		goto free_fake;
+	f->next = fakes;
+	fakes = f;
 	*out = f;
 	return 0;
 
@@ -276,6 +363,7 @@ free_fake:
 
 void fake_free(struct fake *f)
 {
+	forget(f);
 	if (f->open) {
 		fake_break_ring(f, false);
 		ring_deinit(&f->ring);

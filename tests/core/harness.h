@@ -5,8 +5,9 @@
  *
  * Between the engine and the kernel it looks at every SQE before it is
  * submitted. So a test may cut a transfer short for real, put an errno in
- * its place, and read afterwards what was issued. headers.py shows this file
- * to Python as it stands.
+ * its place, and read afterwards what was issued; and an SQE that nobody
+ * may ever issue is found in whatever test it appears. headers.py shows this
+ * file to Python as it stands.
  */
 #ifndef UBLKD_TESTS_HARNESS_H
 #define UBLKD_TESTS_HARNESS_H
@@ -71,7 +72,16 @@ enum outcome_kind {
 	OUTCOME_DENY, /* all of it happens, but no more than `value` is told */
 };
 
-/* How one issue of a member ends. Each serves once, in order. */
+/* In the place of a member: the commands about a request's pages. */
+#define AT_LEND 0xffff /* REGISTER_IO_BUF */
+#define AT_UNLEND 0xfffe /* UNREGISTER_IO_BUF */
+#define AT_LEAD 0xfffd /* PROVIDE_IO_BUF, a leader */
+
+/*
+ * How one issue of a member ends. Each serves once, in order. A command does
+ * nothing in any case: PASS or INSTEAD. What is told INSTEAD is told even
+ * where success would be skipped, but for UNREGISTER.
+ */
 struct outcome {
 	uint16_t tag;
 	uint16_t member;
@@ -80,7 +90,7 @@ struct outcome {
 	int value;
 };
 
-/* One SQE of a member, as the engine made it, and how it ended. */
+/* One SQE as the engine made it, and how it ended. */
 struct issued {
 	uint16_t tag;
 	uint16_t member;
@@ -93,7 +103,7 @@ struct issued {
 	uint32_t op_flags;
 	uint64_t addr3;
 	int res; /* what the engine was told */
-	uint32_t order; /* of its completion, from 1 */
+	uint32_t order; /* of its completion, from 1; 0: none was seen */
 };
 
 struct fake_config {
@@ -105,7 +115,7 @@ struct fake_config {
 	enum lease_kind lease;
 	uint16_t qid;
 	int dev_fd; /* stands for /dev/ublkcN in user copies */
-	bool watch; /* look at SQEs; wants room for a turn's in the SQ */
+	bool watch; /* look at SQEs; nothing is lent without */
 	const int *files; /* fixed files 1, 2, ... */
 	uint32_t nr_files;
 	const struct ublkd_target_ops *ops;
@@ -126,11 +136,18 @@ int fake_begin(struct fake *f, uint16_t tag, uint32_t op_flags, uint64_t sector,
 	       uint32_t sectors);
 
 /*
- * Runs turns until all requests are committed: 0. -ENODATA if one never
- * will be, since nothing is in flight; -ETIME after `turns` or five seconds;
- * -EOVERFLOW if an SQE went by unseen; else why the ring failed.
+ * Runs turns until all requests are committed and nothing is in flight: 0.
+ * -ENODATA if one never will be, since nothing is in flight; -ETIME after
+ * `turns` or five seconds; -EOVERFLOW if an SQE went by unseen; -EPROTO if
+ * one broke a rule; else why the ring failed.
  */
 int fake_run(struct fake *f, uint32_t turns);
+
+/* Which rule of issuing was broken first, or NULL. */
+const char *fake_broken(const struct fake *f);
+
+/* How many failures UD_UNLEND has reported, and the last one's errno. */
+uint32_t fake_unlent(const struct fake *f, int *res);
 
 /* What was committed for a tag's last request, and how often. */
 int fake_result(const struct fake *f, uint16_t tag);

@@ -10,10 +10,15 @@ HEADERS = (
     "ublkd/core/stats.h",
     "ublkd/core/lease.h",
     "ublkd/core/target.h",
+    "ublkd/core/member.h",
     "ublkd/core/group.h",
     "ublkd/core/queue.h",
     "ublkd/core/control.h",
+    "targets/backing.h",
     "targets/loop.h",
+    "targets/stripe.h",
+    "targets/faulty.h",
+    "targets/mirror.h",
     "targets/null.h",
     "tests/core/harness.h",
 )
@@ -24,6 +29,7 @@ typedef uint16_t __u16;
 typedef uint32_t __u32;
 typedef int32_t __s32;
 typedef uint64_t __u64;
+struct __kernel_timespec { long long tv_sec; long long tv_nsec; };
 int mincore(void *addr, size_t length, unsigned char *vec);
 """
 

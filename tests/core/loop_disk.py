@@ -23,7 +23,7 @@ class LoopDisk:
             [fd],
             ops=core.lib.loop_ops(),
             target=self.loop,
-            max_members=core.lib.LOOP_MAX_MEMBERS,
+            max_members=core.lib.BACKING_MAX_MEMBERS,
         )
         self.serve = self.driver.serve
 

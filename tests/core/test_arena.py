@@ -23,7 +23,7 @@ def resident(driver: Driver) -> int:
     return sum(page & 1 for page in driver.ffi.buffer(present)[:])
 
 
-@pytest.mark.parametrize("lease", ["AUTO", "COPY", "USER_COPY"])
+@pytest.mark.parametrize("lease", ["AUTO", "REGISTER", "GROUP", "COPY", "USER_COPY"])
 def test_the_arena_costs_nothing_before_its_first_request(
     new_driver: DriverMaker, lease: str
 ) -> None:
@@ -42,9 +42,12 @@ def test_a_request_costs_the_pages_that_it_uses(
     assert resident(driver) == -(-SIZE // mmap.PAGESIZE)
 
 
-def test_lent_pages_leave_the_arena_alone(new_driver: DriverMaker, new_file: FileMaker) -> None:
+@pytest.mark.parametrize("lease", ["AUTO", "REGISTER", "GROUP"])
+def test_lent_pages_leave_the_arena_alone(
+    new_driver: DriverMaker, new_file: FileMaker, lease: str
+) -> None:
     driver = new_driver(
-        [new_file(noise(SIZE))], lease="AUTO", depth=DEPTH, max_io=MAX_IO, max_members=1
+        [new_file(noise(SIZE))], lease=lease, depth=DEPTH, max_io=MAX_IO, max_members=1
     )
     for op, member in ((READ, Op.READ), (WRITE, Op.WRITE)):
         assert driver.serve(Request(op, SIZE, [Member(member, len=SIZE)])) == SIZE

@@ -5,7 +5,21 @@ from __future__ import annotations
 import pytest
 
 from .core import Core
-from .driver import DISCARD, FLUSH, FUA, NEED_REG_BUF, NOUNMAP, READ, WRITE, WRITE_ZEROES, Kind, Op
+from .driver import (
+    DISCARD,
+    FLUSH,
+    FUA,
+    LEAD,
+    LEND,
+    NEED_REG_BUF,
+    NOUNMAP,
+    READ,
+    UNLEND,
+    WRITE,
+    WRITE_ZEROES,
+    Kind,
+    Op,
+)
 
 STRUCTS = [
     "fake_config",
@@ -51,3 +65,7 @@ def test_python_knows_the_requests_by_the_kernels_numbers(core: Core) -> None:
         lib.UBLK_IO_F_NOUNMAP,
         lib.UBLK_IO_F_NEED_REG_BUF,
     )
+
+
+def test_python_has_the_same_places_for_commands_as_c(core: Core) -> None:
+    assert (LEND, UNLEND, LEAD) == (core.lib.AT_LEND, core.lib.AT_UNLEND, core.lib.AT_LEAD)

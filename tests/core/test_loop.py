@@ -52,7 +52,7 @@ def new_disk(core: Core, new_driver: DriverMaker, backing: int) -> DiskMaker:
 
 @pytest.fixture
 def punches(core: Core, backing: int) -> None:
-    if ret := core.lib.loop_probe_punch_hole(backing, SIZE):
+    if ret := core.lib.backing_probe_punch_hole(backing, SIZE):
         pytest.skip(f"no holes in files here: {os.strerror(-ret)}")
 
 
@@ -144,8 +144,8 @@ def test_what_the_file_refuses_is_replaced_and_not_tried_again(
 
     assert disk.serve(r.but(outcomes=refused)) == 0
     assert disk.steps() == tried
-    assert disk.loop.no_punch_hole == (not flags & NOUNMAP)
-    assert disk.loop.no_zero_range == (refusals == len(ways))
+    assert disk.loop.backing.no_punch_hole == (not flags & NOUNMAP)
+    assert disk.loop.backing.no_zero_range == (refusals == len(ways))
 
     assert disk.serve(r.but(outcomes={0: instead(0)} if refusals < len(ways) else {})) == 0
     assert disk.steps() == tried[refusals:]
@@ -159,7 +159,7 @@ def test_only_a_refusal_has_a_way_round(new_disk: DiskMaker, error: int) -> None
     r = Request(WRITE_ZEROES, LEN, offset=AT, outcomes={0: instead(-error)})
     assert disk.serve(r) == (-errno.ENOSPC if error == errno.ENOSPC else -errno.EIO)
     assert len(disk.steps()) == 1
-    assert not disk.loop.no_punch_hole
+    assert not disk.loop.backing.no_punch_hole
 
 
 def test_durable_zeroes_fail_with_their_fsync(new_disk: DiskMaker) -> None:
@@ -175,7 +175,7 @@ def test_a_discard_that_is_refused_stays_refused(new_disk: DiskMaker, backing: i
     assert disk.serve(r) == -errno.EOPNOTSUPP
     assert len(disk.steps()) == 1
     assert content(backing) == noise(SIZE)
-    assert not disk.loop.no_punch_hole
+    assert not disk.loop.backing.no_punch_hole
 
 
 def test_a_read_only_disk_reads_and_flushes_and_refuses_the_rest(
@@ -197,7 +197,7 @@ def test_what_it_does_not_know_is_not_supported(new_disk: DiskMaker, op: int) ->
 
 
 def test_a_block_device_is_discarded_by_its_own_command(new_disk: DiskMaker) -> None:
-    disk = new_disk(block_device=True, offset=4096)
+    disk = new_disk(backing={"block_device": True}, offset=4096)
     r = Request(DISCARD, LEN, offset=AT, outcomes={0: instead(0)})
     assert disk.serve(r) == 0
     (issued,) = disk.driver.issued()

@@ -99,7 +99,7 @@ def test_a_loop_disk_holds_what_was_written(
     for i, step in enumerate(history):
         written = noise(step.size, seed + i + 1)
         disk.driver.pages()[: step.size] = written
-        disk.loop.no_punch_hole = disk.loop.no_zero_range = False
+        disk.loop.backing.no_punch_hole = disk.loop.backing.no_zero_range = False
         r = Request(step.op, step.size, (), step.hiccups, flags=step.flags, offset=step.at)
         assert disk.serve(r) == (step.size if step.op in (READ, WRITE) else 0)
         apply(step, want, written)

@@ -39,7 +39,7 @@ def pipe() -> Iterator[int]:
 
 def dio_align(core: Core, fd: int) -> tuple[int, int, int]:
     mem, offset = core.ffi.new("uint32_t *"), core.ffi.new("uint32_t *")
-    return core.lib.loop_dio_align(fd, mem, offset), mem[0], offset[0]
+    return core.lib.backing_dio_align(fd, mem, offset), mem[0], offset[0]
 
 
 def test_direct_io_needs_a_power_of_two_or_is_not_known(core: Core, backing: int) -> None:
@@ -70,7 +70,7 @@ def test_what_is_said_of_direct_io_is_true(core: Core, path: Path, backing: int)
 
 def test_a_regular_file_takes_no_block_layer_discard(core: Core, backing: int) -> None:
     before = open_fds()
-    assert core.lib.loop_probe_discard(backing) < 0
+    assert core.lib.backing_probe_discard(backing) < 0
     assert open_fds() == before
     assert content(backing) == noise(SIZE)
 
@@ -79,8 +79,8 @@ def test_a_regular_file_takes_no_block_layer_discard(core: Core, backing: int) -
 def test_a_file_that_is_not_open_is_an_error(core: Core, probe: str) -> None:
     asked: dict[str, Callable[[], int]] = {
         "dio": lambda: dio_align(core, 9999)[0],
-        "discard": lambda: int(core.lib.loop_probe_discard(9999)),
-        "punch": lambda: int(core.lib.loop_probe_punch_hole(9999, 0)),
+        "discard": lambda: int(core.lib.backing_probe_discard(9999)),
+        "punch": lambda: int(core.lib.backing_probe_punch_hole(9999, 0)),
     }
     ret = asked[probe]()
     assert ret in (-errno.EBADF, -errno.EOPNOTSUPP)
@@ -88,7 +88,7 @@ def test_a_file_that_is_not_open_is_an_error(core: Core, probe: str) -> None:
 
 def test_asking_for_a_hole_changes_nothing(core: Core, backing: int) -> None:
     before = os.fstat(backing)
-    assert core.lib.loop_probe_punch_hole(backing, SIZE) in (0, -errno.EOPNOTSUPP)
+    assert core.lib.backing_probe_punch_hole(backing, SIZE) in (0, -errno.EOPNOTSUPP)
     after = os.fstat(backing)
     assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
     assert content(backing) == noise(SIZE)
@@ -97,10 +97,10 @@ def test_asking_for_a_hole_changes_nothing(core: Core, backing: int) -> None:
 def test_a_file_that_is_only_read_has_no_holes_to_give(core: Core, path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        assert core.lib.loop_probe_punch_hole(fd, SIZE) == -errno.EBADF
+        assert core.lib.backing_probe_punch_hole(fd, SIZE) == -errno.EBADF
     finally:
         os.close(fd)
 
 
 def test_a_pipe_has_no_holes(core: Core, pipe: int) -> None:
-    assert core.lib.loop_probe_punch_hole(pipe, 0) == -errno.ESPIPE
+    assert core.lib.backing_probe_punch_hole(pipe, 0) == -errno.ESPIPE

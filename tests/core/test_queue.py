@@ -30,6 +30,8 @@ class Queues:
     def new(self, dev_fd: int = -1, files: Sequence[int] = (), **changes: Any) -> int:
         c = self.core.ffi.new("struct queue_config *")
         c.dev_fd, c.depth, c.max_io, c.block, c.max_members = dev_fd, QUEUE_DEPTH, 1 << 20, 512, 4
+        c.align = 1
+        c.align = 1
         c.lease = self.core.lib.LEASE_COPY
         c.lease_slots = QUEUE_DEPTH
         c.ops = self.core.lib.null_ops()
@@ -86,6 +88,7 @@ def queues(core: Core) -> Iterator[Queues]:
         {"max_members": 0},
         {"max_io": 0},
         {"block": 0},
+        {"align": 0},
     ],
     ids=str,
 )
@@ -117,7 +120,7 @@ def test_a_queue_that_nobody_runs_is_not_ready_in_time(queues: Queues) -> None:
         assert ms / 1000 <= time.monotonic() - began < ms / 1000 + 5
 
 
-@pytest.mark.parametrize("lease", ["AUTO", "COPY", "USER_COPY"])
+@pytest.mark.parametrize("lease", ["AUTO", "REGISTER", "GROUP", "COPY", "USER_COPY"])
 def test_a_file_that_is_no_ublk_device_ends_the_queue(
     queues: Queues, new_file: FileMaker, lease: str
 ) -> None:
@@ -151,12 +154,13 @@ def test_a_file_of_the_target_that_is_not_open_ends_the_queue(
     assert queues.run() == -errno.EBADF
 
 
+@pytest.mark.parametrize("lease", ["AUTO", "REGISTER"])
 def test_a_buffer_table_beyond_the_kernels_ends_the_queue(
-    queues: Queues, new_file: FileMaker
+    queues: Queues, new_file: FileMaker, lease: str
 ) -> None:
     slots = queues.core.lib.UBLKD_MAX_BUF_TABLE + 1
-    lease = queues.core.lib.LEASE_AUTO
-    assert queues.new(new_file(), lease=lease, lease_slots=slots) == 0
+    kind = getattr(queues.core.lib, f"LEASE_{lease}")
+    assert queues.new(new_file(), lease=kind, lease_slots=slots) == 0
     assert queues.run() == -errno.EINVAL
 
 

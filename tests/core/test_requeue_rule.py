@@ -10,12 +10,12 @@ from hypothesis import given
 from .core import Core
 from .profile import searching
 from .strategies import Round, rounds
-from .world import LEASES, World
+from .world import WAYS, World
 
 
-@pytest.fixture(params=LEASES)
+@pytest.fixture(params=WAYS)
 def world(core: Core, request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(core, request.param)
+    made = World(core, WAYS[request.param])
     yield made
     made.close()
 

@@ -104,6 +104,6 @@ def test_without_a_descriptor_left_there_is_no_ring(core: Core) -> None:
 
 def test_a_ring_takes_no_descriptor_with_it(core: Core) -> None:
     before = open_fds()
-    for lease in ("COPY", "AUTO", "USER_COPY"):
+    for lease in ("AUTO", "REGISTER", "GROUP", "COPY", "USER_COPY"):
         Driver(core, lease=lease).close()
     assert open_fds() == before

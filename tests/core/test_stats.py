@@ -12,6 +12,8 @@ from .driver import (
     DISCARD,
     FLUSH,
     FUA,
+    LEND,
+    NEED_REG_BUF,
     READ,
     WRITE,
     DriverMaker,
@@ -106,15 +108,18 @@ def test_shorts_agains_and_requeues_are_counted(
     assert (stats.short_members, stats.again_members, stats.requeues) == (3, 2, 1)
 
 
-@pytest.mark.parametrize(("lease", "fallbacks"), [("COPY", 0), ("AUTO", 0), ("USER_COPY", 2)])
-def test_requests_whose_bytes_we_carry_are_counted(
-    new_driver: DriverMaker, new_file: FileMaker, lease: str, fallbacks: int
+@pytest.mark.parametrize("lease", ["AUTO", "REGISTER", "GROUP", "COPY", "USER_COPY"])
+@pytest.mark.parametrize("flags", [0, NEED_REG_BUF])
+@pytest.mark.parametrize("refused", [False, True])
+def test_requests_whose_bytes_we_carry_against_our_will_are_counted(
+    new_driver: DriverMaker, new_file: FileMaker, lease: str, flags: int, refused: bool
 ) -> None:
-    dev = new_file()
-    driver = new_driver([new_file(noise(SIZE))], lease=lease, dev_fd=dev)
+    driver = new_driver([new_file(noise(SIZE))], lease=lease, dev_fd=new_file())
+    outcomes = {LEND: instead(-errno.EBUSY)} if refused else {}
     for op, member in ((READ, Op.READ), (WRITE, Op.WRITE), (FLUSH, Op.FSYNC)):
-        driver.serve(Request(op, SIZE, [Member(member, len=SIZE)]))
-    assert driver.stats.fallbacks == fallbacks
+        driver.serve(Request(op, SIZE, [Member(member, len=SIZE)], outcomes, flags=flags))
+    by_hand = lease == "REGISTER" or (lease == "AUTO" and flags)
+    assert driver.stats.fallbacks == (2 if by_hand and refused else 0)
 
 
 def test_durable_requests_are_counted(new_driver: DriverMaker) -> None:

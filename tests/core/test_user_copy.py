@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from .driver import FLUSH, NEED_REG_BUF, READ, WRITE, Driver, DriverMaker, Member, Op, Request
+from .driver import (
+    FLUSH,
+    LEND,
+    NEED_REG_BUF,
+    READ,
+    WRITE,
+    Driver,
+    DriverMaker,
+    Member,
+    Op,
+    Request,
+    instead,
+)
 from .files import FileMaker, content, limit, noise
 
 SIZE = 8192
@@ -22,9 +34,18 @@ AT = 0x80000000 + (QID << 41) + (TAG << 25)
 READER = Request(READ, SIZE, [Member(Op.READ, len=SIZE)])
 WRITER = Request(WRITE, SIZE, [Member(Op.WRITE, len=SIZE)])
 
+REFUSED = {LEND: instead(-errno.EBUSY)}
 LEASES = pytest.mark.parametrize(
-    ("lease", "flags"), [("USER_COPY", 0), ("AUTO", NEED_REG_BUF)], ids=["user-copy", "fallback"]
+    ("lease", "how"),
+    [
+        ("USER_COPY", {}),
+        ("AUTO", {"flags": NEED_REG_BUF, "outcomes": REFUSED}),
+        ("REGISTER", {"outcomes": REFUSED}),
+    ],
+    ids=["user-copy", "auto-refused", "register-refused"],
 )
+How = dict[str, Any]
+"""What makes a request end up with a user copy."""
 
 
 def serve(driver: Driver, request: Request) -> int:
@@ -40,36 +61,36 @@ def arena(driver: Driver) -> Any:
 
 @LEASES
 def test_what_was_read_is_carried_to_the_request(
-    new_driver: DriverMaker, new_file: FileMaker, lease: str, flags: int
+    new_driver: DriverMaker, new_file: FileMaker, lease: str, how: How
 ) -> None:
     dev = new_file()
     os.pwrite(dev, b"\xaa" * 2 * SIZE, AT - SIZE // 2)
     driver = new_driver([new_file(noise(SIZE))], lease=lease, dev_fd=dev, qid=QID)
-    assert serve(driver, READER.but(flags=flags)) == SIZE
+    assert serve(driver, READER.but(**how)) == SIZE
     edge = b"\xaa" * (SIZE // 2)
     assert os.pread(dev, 2 * SIZE, AT - SIZE // 2) == edge + noise(SIZE) + edge
 
 
 @LEASES
 def test_what_is_written_is_fetched_from_the_request(
-    new_driver: DriverMaker, new_file: FileMaker, lease: str, flags: int
+    new_driver: DriverMaker, new_file: FileMaker, lease: str, how: How
 ) -> None:
     dev, disk = new_file(), new_file()
     os.pwrite(dev, noise(SIZE), AT)
     driver = new_driver([disk], lease=lease, dev_fd=dev, qid=QID)
-    assert serve(driver, WRITER.but(flags=flags)) == SIZE
+    assert serve(driver, WRITER.but(**how)) == SIZE
     assert content(disk) == noise(SIZE)
     assert os.pread(dev, SIZE + 1, AT) == noise(SIZE)
 
 
 @LEASES
 def test_only_what_was_filled_is_carried(
-    new_driver: DriverMaker, new_file: FileMaker, lease: str, flags: int
+    new_driver: DriverMaker, new_file: FileMaker, lease: str, how: How
 ) -> None:
     dev = new_file()
     os.pwrite(dev, b"\xaa" * SIZE, AT)
     driver = new_driver([new_file(noise(1500))], lease=lease, dev_fd=dev, qid=QID)
-    assert serve(driver, READER.but(flags=flags)) == 1024
+    assert serve(driver, READER.but(**how)) == 1024
     assert os.pread(dev, SIZE, AT) == noise(1500)[:1024] + b"\xaa" * (SIZE - 1024)
 
 
@@ -122,26 +143,16 @@ def test_a_device_that_cannot_be_read_or_written_is_an_error(
 @LEASES
 @pytest.mark.parametrize("op", [READ, WRITE])
 def test_a_request_beyond_its_buffer_is_refused(
-    new_driver: DriverMaker, new_file: FileMaker, lease: str, flags: int, op: int
+    new_driver: DriverMaker, new_file: FileMaker, lease: str, how: How, op: int
 ) -> None:
     dev = new_file()
     os.pwrite(dev, noise(SIZE), AT)
     driver = new_driver([new_file()], lease=lease, dev_fd=dev, qid=QID, max_io=SIZE - 512)
     arena(driver)[:] = bytes(driver.max_io)
-    assert serve(driver, Request(op, SIZE, answer=SIZE, flags=flags)) == -errno.EIO
+    assert serve(driver, Request(op, SIZE, answer=SIZE, **how)) == -errno.EIO
     assert arena(driver)[:] == bytes(driver.max_io)
 
 
 def test_a_request_without_data_carries_none(new_driver: DriverMaker, new_file: FileMaker) -> None:
     driver = new_driver([new_file()], lease="USER_COPY", dev_fd=-1, qid=QID)
     assert serve(driver, Request(FLUSH, SIZE, [Member(Op.FSYNC)])) == 0
-
-
-def test_members_of_lent_pages_name_the_slot_and_count_from_0(
-    new_driver: DriverMaker, new_file: FileMaker
-) -> None:
-    driver = new_driver([new_file(noise(SIZE))], lease="AUTO")
-    halves = [Member(Op.READ, 1, i * 4096, i * 4096, 4096) for i in range(2)]
-    assert serve(driver, READER.but(members=halves)) == SIZE
-    assert [e.addr for e in driver.issued()] == [0, 4096]
-    assert driver.pages(TAG)[:SIZE] == noise(SIZE)

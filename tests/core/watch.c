@@ -5,32 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ring.h"
 #include "uapi.h"
 
-int watch_init(struct watch *w, uint16_t depth, uint16_t max_members)
-{
-	w->max_members = max_members;
-	w->flights = calloc((size_t)depth * max_members, sizeof(*w->flights));
-	return w->flights ? 0 : -ENOMEM;
-}
+#define LINKS (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 
-void watch_deinit(struct watch *w)
+static void rule(struct watch *w, bool kept, const char *words)
 {
-	free(w->log);
-	free(w->flights);
-}
-
-void watch_script(struct watch *w, struct outcome *outcomes, uint32_t n)
-{
-	w->outcomes = outcomes;
-	w->nr_outcomes = n;
-	w->nr_log = 0;
-	w->completions = 0;
-}
-
-static struct flight *flight(struct watch *w, uint16_t tag, uint16_t member)
-{
-	return &w->flights[(size_t)tag * w->max_members + member];
+	if (!kept && !w->broken)
+		w->broken = words;
 }
 
 static const struct outcome *take_outcome(struct watch *w, uint16_t tag,
@@ -48,6 +31,32 @@ static const struct outcome *take_outcome(struct watch *w, uint16_t tag,
 	}
 	return &pass;
 }
+
+static uint32_t keep(struct watch *w, uint16_t tag, uint16_t member,
+		     const struct io_uring_sqe *sqe)
+{
+	if (w->nr_log == w->room) {
+		w->room = w->room ? 2 * w->room : 64;
+		w->log = realloc(w->log, w->room * sizeof(*w->log));
+		if (!w->log)
+			abort();
+	}
+	w->log[w->nr_log] = (struct issued){
+		.tag = tag,
+		.member = member,
+		.opcode = sqe->opcode,
+		.flags = sqe->flags,
+		.fd = sqe->fd,
+		.off = sqe->off,
+		.addr = sqe->addr,
+		.len = sqe->len,
+		.op_flags = (uint32_t)sqe->rw_flags,
+		.addr3 = sqe->addr3,
+	};
+	return w->nr_log++;
+}
+
+/* --- members ----------------------------------------------------------- */
 
 static void replace(struct io_uring_sqe *sqe, struct flight *fl, int result)
 {
@@ -82,78 +91,284 @@ static void apply(struct io_uring_sqe *sqe, struct flight *fl,
 
 /*
  * A kernel buffer starts at 0 and a user's at its address: here ours becomes
- * one of the kernel's, with its slot, its bounds and its direction.
+ * one of the kernel's, with its bounds and its direction.
  */
-static void lend(struct io_uring_sqe *sqe, struct flight *fl,
-		 const struct ublksrv_io_desc *iod, unsigned char *pages,
-		 uint32_t max_io)
+static void borrow(struct watch *w, struct io_uring_sqe *sqe, struct flight *fl,
+		   uint16_t slot, bool into)
 {
-	bool into = sqe->opcode == IORING_OP_READ_FIXED;
+	const struct ublksrv_io_desc *iod = &w->iods[slot];
 
-	if (!into && sqe->opcode != IORING_OP_WRITE_FIXED)
-		return;
-	if (!pages || (iod->op_flags & UBLK_IO_F_NEED_REG_BUF) ||
-	    into != (iod_op(iod) == UBLK_IO_OP_READ) ||
+	if (into != (iod_op(iod) == UBLK_IO_OP_READ) ||
 	    sqe->addr + sqe->len > iod_bytes(iod))
 		replace(sqe, fl, -EFAULT);
 	else
-		sqe->addr += (uint64_t)(uintptr_t)pages +
-			     (uint64_t)sqe->buf_index * max_io;
+		sqe->addr += (uint64_t)(uintptr_t)w->pages +
+			     (uint64_t)slot * w->cfg->max_io;
 }
 
-static uint32_t keep(struct watch *w, uint16_t tag, uint16_t member,
-		     const struct io_uring_sqe *sqe)
+static void borrow_from_table(struct watch *w, struct io_uring_sqe *sqe,
+			      struct flight *fl)
 {
-	if (w->nr_log == w->room) {
-		w->room = w->room ? 2 * w->room : 64;
-		w->log = realloc(w->log, w->room * sizeof(*w->log));
-		if (!w->log)
-			abort();
+	bool into = sqe->opcode == IORING_OP_READ_FIXED;
+	uint16_t slot = sqe->buf_index;
+	bool lent =
+		slot < w->cfg->depth && (w->tags[slot].slot == SLOT_OURS ||
+					 w->tags[slot].slot == SLOT_DRIVERS);
+
+	if (!into && sqe->opcode != IORING_OP_WRITE_FIXED)
+		return;
+	rule(w, lent, "a member uses pages that are not lent");
+	rule(w, slot == (uint16_t)sqe->user_data,
+	     "a member uses another request's pages");
+	if (lent)
+		borrow(w, sqe, fl, slot, into);
+	else
+		replace(sqe, fl, -EFAULT);
+}
+
+static void borrow_from_leader(struct watch *w, struct io_uring_sqe *sqe,
+			       struct flight *fl)
+{
+	rule(w, sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE,
+	     "a member of a group does more than READ or WRITE");
+	rule(w, sqe->flags & UBLKD_IOSQE_GROUP_BUF,
+	     "a member leaves its group's buffer alone");
+	rule(w, !(sqe->flags & IOSQE_CQE_SKIP_SUCCESS),
+	     "a member of a group may not skip its answer");
+	sqe->flags &= (uint8_t)~UBLKD_IOSQE_GROUP_BUF;
+	borrow(w, sqe, fl, (uint16_t)sqe->user_data,
+	       sqe->opcode == IORING_OP_READ);
+}
+
+/* Whether all of it will be done; `led` is 1, 0, or why the leader failed. */
+static bool see_member(struct watch *w, struct io_uring_sqe *sqe, int led)
+{
+	const struct outcome *o;
+	uint16_t tag = (uint16_t)sqe->user_data;
+	uint16_t member = (uint16_t)(sqe->user_data >> 16);
+	struct watched_tag *t = &w->tags[tag];
+	struct flight *fl = &t->flights[member];
+
+	rule(w, !(sqe->flags & LINKS), "an SQE is linked");
+	rule(w, t->slot != SLOT_ASKED,
+	     "a member is issued before REGISTER has answered");
+	rule(w, !(sqe->flags & UBLKD_IOSQE_SQE_GROUP),
+	     "a group has a second member");
+	rule(w, led || !(sqe->flags & IOSQE_IO_DRAIN),
+	     "a group's buffer is used without a leader");
+	w->in_flight++;
+	t->members++;
+	*fl = (struct flight){ .log = keep(w, tag, member, sqe) };
+	if (led < 0) {
+		replace(sqe, fl, -ECANCELED);
+		return false;
 	}
-	w->log[w->nr_log] = (struct issued){
-		.tag = tag,
-		.member = member,
-		.opcode = sqe->opcode,
-		.flags = sqe->flags,
-		.fd = sqe->fd,
-		.off = sqe->off,
-		.addr = sqe->addr,
-		.len = sqe->len,
-		.op_flags = (uint32_t)sqe->rw_flags,
-		.addr3 = sqe->addr3,
-	};
-	return w->nr_log++;
+	if (led)
+		borrow_from_leader(w, sqe, fl);
+	else
+		borrow_from_table(w, sqe, fl);
+	o = take_outcome(w, tag, member);
+	apply(sqe, fl, o);
+	return o->kind == OUTCOME_PASS;
 }
 
-void watch_look(struct watch *w, struct io_uring_sq *sq,
-		const struct ublksrv_io_desc *iods, unsigned char *pages,
-		uint32_t max_io)
+/* --- commands ---------------------------------------------------------- */
+
+static int scripted(struct watch *w, uint16_t tag, uint16_t at)
 {
-	if ((int)(sq->sqe_head - w->seen) > 0)
+	const struct outcome *o = take_outcome(w, tag, at);
+
+	return o->kind == OUTCOME_INSTEAD ? o->value : 0;
+}
+
+static void check_command(struct watch *w, const struct io_uring_sqe *sqe,
+			  uint32_t op, uint64_t index)
+{
+	uint16_t tag = (uint16_t)sqe->user_data;
+	struct ublksrv_io_cmd cmd;
+
+	memcpy(&cmd, &sqe->addr3, sizeof(cmd));
+	rule(w, sqe->opcode == IORING_OP_URING_CMD, "no command");
+	rule(w, sqe->fd == 0 && (sqe->flags & IOSQE_FIXED_FILE),
+	     "a command goes somewhere else than to the driver");
+	rule(w, sqe->off == op && !sqe->addr && !sqe->len && !sqe->rw_flags,
+	     "a command is not the one it should be");
+	rule(w, cmd.q_id == w->cfg->qid && cmd.tag == tag,
+	     "a command names another request");
+	rule(w, cmd.addr == index, "a command names another slot");
+	rule(w, iod_op(&w->iods[tag]) <= UBLK_IO_OP_WRITE,
+	     "a command about pages that the request has not");
+	rule(w, !(sqe->flags & LINKS), "an SQE is linked");
+}
+
+/* In the command's place a NOP, which finds its way back to the log. */
+static void answer(struct watch *w, struct io_uring_sqe *sqe, uint16_t at,
+		   int result, bool told)
+{
+	uint16_t tag = (uint16_t)sqe->user_data;
+	uint32_t log = keep(w, tag, at, sqe);
+	uint64_t user_data = sqe->user_data | (uint64_t)log << 16;
+
+	w->log[log].res = result;
+	w->in_flight += told;
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->opcode = IORING_OP_NOP;
+	sqe->flags = told ? 0 : IOSQE_CQE_SKIP_SUCCESS;
+	sqe->user_data = user_data;
+}
+
+static void see_register(struct watch *w, struct io_uring_sqe *sqe)
+{
+	uint16_t tag = (uint16_t)sqe->user_data;
+	struct watched_tag *t = &w->tags[tag];
+
+	check_command(w, sqe, UBLK_U_IO_REGISTER_IO_BUF, tag);
+	rule(w, t->slot == SLOT_EMPTY, "REGISTER of what is lent already");
+	rule(w, !t->members, "REGISTER behind a member");
+	rule(w, sqe->flags == IOSQE_FIXED_FILE, "REGISTER must answer");
+	t->slot = SLOT_ASKED;
+	answer(w, sqe, AT_LEND, scripted(w, tag, AT_LEND), true);
+}
+
+/* Where it fails the pages stay lent, but that is not the engine's fault. */
+static void see_unregister(struct watch *w, struct io_uring_sqe *sqe)
+{
+	uint16_t tag = (uint16_t)sqe->user_data;
+	struct watched_tag *t = &w->tags[tag];
+	int result = scripted(w, tag, AT_UNLEND);
+
+	check_command(w, sqe, UBLK_U_IO_UNREGISTER_IO_BUF, tag);
+	rule(w, t->slot == SLOT_OURS,
+	     "UNREGISTER of what REGISTER has not lent");
+	rule(w, !t->members, "UNREGISTER before the last member's end");
+	t->slot = SLOT_EMPTY;
+	answer(w, sqe, AT_UNLEND, result,
+	       result < 0 || !(sqe->flags & IOSQE_CQE_SKIP_SUCCESS));
+}
+
+static struct io_uring_sqe *next(struct watch *w)
+{
+	return w->seen == w->sq->sqe_tail
+		       ? NULL
+		       : &w->sq->sqes[w->seen++ & w->sq->ring_mask];
+}
+
+/*
+ * A leader and its member. It answers behind its member, and only if that
+ * fell short or it failed itself, or if the script wants to hear it.
+ */
+static void see_group(struct watch *w, struct io_uring_sqe *leader)
+{
+	const struct outcome *o;
+	struct io_uring_sqe *member = next(w);
+	struct io_uring_sqe last;
+	bool told;
+	int res;
+
+	check_command(w, leader, UBLKD_U_IO_PROVIDE_IO_BUF, 0);
+	rule(w,
+	     leader->flags == (IOSQE_FIXED_FILE | IOSQE_CQE_SKIP_SUCCESS |
+			       UBLKD_IOSQE_SQE_GROUP),
+	     "a leader's flags");
+	rule(w, member, "a group crosses submissions");
+	rule(w, !member || !(member->user_data & (UD_LEND | UD_UNLEND)),
+	     "a leader has no member behind it");
+	rule(w,
+	     !member ||
+		     (uint16_t)member->user_data == (uint16_t)leader->user_data,
+	     "a leader has another request's member behind it");
+	if (w->broken) {
+		answer(w, leader, AT_LEAD, -EINVAL, true);
+		if (member)
+			w->seen--;
+		return;
+	}
+	o = take_outcome(w, (uint16_t)leader->user_data, AT_LEAD);
+	told = o->kind == OUTCOME_INSTEAD;
+	res = told ? o->value : 0;
+	answer(w, leader, AT_LEAD, res, true);
+	told |= !see_member(w, member, res < 0 ? res : 1);
+	if (!told) {
+		w->in_flight--;
+		leader->flags |= IOSQE_CQE_SKIP_SUCCESS;
+		return;
+	}
+	last = *leader;
+	*leader = *member;
+	leader->flags |= IOSQE_IO_HARDLINK;
+	*member = last;
+}
+
+void watch_look(struct watch *w)
+{
+	struct io_uring_sqe *sqe;
+
+	if ((int)(w->sq->sqe_head - w->seen) > 0)
 		w->unseen = true;
-	for (; w->seen != sq->sqe_tail; w->seen++) {
-		struct io_uring_sqe *sqe = &sq->sqes[w->seen & sq->ring_mask];
-		uint16_t tag = (uint16_t)sqe->user_data;
-		uint16_t member = (uint16_t)(sqe->user_data >> 16);
-		struct flight *fl = flight(w, tag, member);
-
-		w->in_flight++;
-		fl->log = keep(w, tag, member, sqe);
-		fl->replaced = false;
-		fl->denied = false;
-		lend(sqe, fl, &iods[tag], pages, max_io);
-		apply(sqe, fl, take_outcome(w, tag, member));
+	while ((sqe = next(w))) {
+		switch (sqe->user_data & (UD_LEADER | UD_LEND | UD_UNLEND)) {
+		case UD_LEND:
+			see_register(w, sqe);
+			break;
+		case UD_UNLEND:
+			see_unregister(w, sqe);
+			break;
+		case UD_LEND | UD_UNLEND:
+			see_group(w, sqe);
+			break;
+		default:
+			see_member(w, sqe, 0);
+		}
 	}
 }
 
-int watch_ended(struct watch *w, uint16_t tag, uint16_t member, int res)
-{
-	const struct flight *fl = flight(w, tag, member);
-	struct issued *entry = &w->log[fl->log];
+/* --- the request ------------------------------------------------------- */
 
+void watch_begin(struct watch *w, uint16_t tag, bool lent)
+{
+	w->tags[tag].slot = lent ? SLOT_DRIVERS : SLOT_EMPTY;
+}
+
+void watch_commit(struct watch *w, uint16_t tag)
+{
+	struct watched_tag *t = &w->tags[tag];
+
+	rule(w, t->slot == SLOT_EMPTY || t->slot == SLOT_DRIVERS,
+	     "a commit while pages are lent by hand");
+	rule(w, !t->members, "a commit before the last member's end");
+	t->slot = SLOT_EMPTY;
+}
+
+/* --- ends -------------------------------------------------------------- */
+
+static int command_ended(struct watch *w, uint64_t user_data)
+{
+	uint16_t tag = (uint16_t)user_data;
+	struct issued *entry = &w->log[(uint32_t)(user_data >> 16)];
+
+	if (entry->member == AT_LEND)
+		w->tags[tag].slot = entry->res < 0 ? SLOT_EMPTY : SLOT_OURS;
+	rule(w, entry->member != AT_UNLEND || entry->res < 0,
+	     "UNREGISTER answers though it went well");
+	entry->order = ++w->completions;
+	return entry->res;
+}
+
+int watch_ended(struct watch *w, uint64_t user_data, int res)
+{
+	uint16_t member = (uint16_t)(user_data >> 16);
+	struct watched_tag *t = &w->tags[(uint16_t)user_data];
+	const struct flight *fl;
+	struct issued *entry;
+
+	w->in_flight--;
+	if (user_data & (UD_LEND | UD_UNLEND))
+		return command_ended(w, user_data);
+	fl = &t->flights[member];
+	entry = &w->log[fl->log];
 	if (fl->replaced || (fl->denied && res > fl->result))
 		res = fl->result;
-	w->in_flight--;
+	t->members--;
 	entry->res = res;
 	entry->order = ++w->completions;
 	return res;

@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .core import Core
-from .driver import NEED_REG_BUF, READ, Driver, Issued, Op
+from .driver import (
+    LEAD,
+    LEND,
+    NEED_REG_BUF,
+    READ,
+    UNLEND,
+    WRITE,
+    Driver,
+    Issued,
+    Kind,
+    Member,
+    Op,
+    Outcome,
+    Request,
+)
 from .model import Played, committed, play
 from .strategies import MAX_SIZE, NR_FILES, Round
 
-LEASES = ("copy", "auto", "auto-fallback", "user-copy")
+
+@dataclass(frozen=True)
+class Way:
+    """By which the pages of all requests are reached."""
+
+    lease: str
+    flags: int = 0
+    refused: int = 0
+    """REGISTER's errno."""
+
+    @property
+    def by_hand(self) -> bool:
+        return self.lease == "REGISTER" or bool(self.flags & NEED_REG_BUF)
+
+    @property
+    def carries(self) -> bool:
+        return self.lease == "USER_COPY" or self.refused < 0
+
+
+WAYS = {
+    "copy": Way("COPY"),
+    "auto": Way("AUTO"),
+    "auto-by-hand": Way("AUTO", NEED_REG_BUF),
+    "auto-refused": Way("AUTO", NEED_REG_BUF, -errno.EBUSY),
+    "register": Way("REGISTER"),
+    "register-refused": Way("REGISTER", 0, -errno.EINVAL),
+    "group": Way("GROUP"),
+    "user-copy": Way("USER_COPY"),
+}
 MAX_IO = MAX_SIZE + 4096
 DEPTH = 4
 QID = 2
+SQES = 8
+"""Fewer than most requests need: they are submitted in the middle of a turn."""
 REQUEST_AT, TAG_SHIFT, QID_SHIFT = 0x80000000, 25, 41
 
 
@@ -27,11 +72,11 @@ class Expected:
 
 
 class World:
-    """`lease` is one of LEASES; with a user copy, a sparse file stands for /dev/ublkcN."""
+    """With a user copy, a sparse file stands for /dev/ublkcN."""
 
-    def __init__(self, core: Core, lease: str) -> None:
+    def __init__(self, core: Core, way: Way) -> None:
         self._core = core
-        self._lease = lease
+        self._way = way
         self._fds = [os.memfd_create(f"file{i + 1}") for i in range(NR_FILES)]
         self._dev = os.memfd_create("ublkc")
         self._driver: Driver | None = None
@@ -42,19 +87,16 @@ class World:
         for fd in (*self._fds, self._dev):
             os.close(fd)
 
-    @property
-    def _carries(self) -> bool:
-        return self._lease in ("auto-fallback", "user-copy")
-
     def _take_driver(self) -> Driver:
         """A driver whose last round came to no good end is not used again."""
         driver, self._driver = self._driver, None
         return driver or Driver(
             self._core,
             self._fds,
-            lease={"copy": "COPY", "user-copy": "USER_COPY"}.get(self._lease, "AUTO"),
+            lease=self._way.lease,
             depth=DEPTH,
             max_io=MAX_IO,
+            sqes=SQES,
             dev_fd=self._dev,
             qid=QID,
         )
@@ -69,14 +111,14 @@ class World:
             os.pwrite(fd, data, 0)
         pages = [rng.randbytes(MAX_IO) for _ in range(DEPTH)]
         for tag, data in enumerate(pages):
-            if self._carries:
+            if self._way.carries:
                 os.pwrite(self._dev, data, _position(tag))
             else:
                 driver.pages(tag)[:] = data
         return files, pages
 
     def _pages(self, driver: Driver, tag: int) -> bytes:
-        if self._carries:
+        if self._way.carries:
             return os.pread(self._dev, MAX_IO, _position(tag))
         return bytes(driver.pages(tag)[:])
 
@@ -109,14 +151,14 @@ class World:
         want = self._expect(r, files, pages)
         shorts, agains = driver.stats.short_members, driver.stats.again_members
 
-        flags = NEED_REG_BUF if self._lease == "auto-fallback" else 0
-        driver.begin({tag: request.but(flags=flags) for tag, request in r.requests.items()})
+        driver.begin({tag: self._reached(request) for tag, request in r.requests.items()})
         ret = driver.run()
         assert ret == 0, os.strerror(-ret)
         results = {tag: driver.result(tag) for tag in r.requests}
         issued = driver.issued()
 
         _check_issues(want.played, issued)
+        self._check_commands(r, driver.everything())
         for tag, request in r.requests.items():
             ends = {e.member: e.order for e in issued if e.tag == tag}
             rule = committed(
@@ -133,11 +175,30 @@ class World:
         assert driver.stats.in_flight == 0
         self._driver = driver
 
+    def _reached(self, request: Request) -> Request:
+        """The request as it comes on this way."""
+        outcomes = dict(request.outcomes or {})
+        if self._way.refused:
+            outcomes[LEND] = [Outcome(Kind.INSTEAD, self._way.refused)]
+        return request.but(flags=self._way.flags, outcomes=outcomes)
+
+    def _check_commands(self, r: Round, everything: list[Issued]) -> None:
+        """Pages are lent once per request or once per issue, and only where there are some."""
+        for tag, request in r.requests.items():
+            mine = [e for e in everything if e.tag == tag]
+            want: list[int] = []
+            if self._way.by_hand and request.op in (READ, WRITE):
+                want = [LEND] if self._way.refused else [LEND, UNLEND]
+            elif self._way.lease == "GROUP":
+                led = [e for e in mine if e.member < LEAD and carries(request.members[e.member])]
+                want = [LEAD] * len(led)
+            assert [e.member for e in mine if e.member >= LEAD] == want
+
     def _seen(
         self, r: Round, results: Mapping[int, int], tag: int, before: bytes, want: Expected
     ) -> bytes:
         """What the request's own pages hold after it."""
-        if not self._carries or tag not in r.requests:
+        if not self._way.carries or tag not in r.requests:
             return want.pages[tag]
         request = r.requests[tag]
         arrived = max(0, results[tag]) if request.op == READ else 0
@@ -148,6 +209,10 @@ class World:
     def _pages_of_an_answer(self, arrived: int, before: bytes, tag: int) -> bytes:
         """A target that answered a READ without members has filled nothing that we know of."""
         return os.pread(self._dev, arrived, _position(tag)) + before[arrived:]
+
+
+def carries(member: Member) -> bool:
+    return member.op in (Op.READ, Op.WRITE)
 
 
 def _position(tag: int) -> int:

@@ -89,7 +89,7 @@ def fio(node: str | Path, *options: str, check: bool = True) -> dict[str, Any]:
 def leases() -> list[str]:
     """The leases that this kernel can do."""
     told = ublkd_json("features")
-    return [kind for kind in ("auto", "copy") if "kernel" not in told["refused"].get(kind, "")]
+    return [kind for kind, verdict in told["leases"].items() if verdict == "possible"]
 
 
 def counters(dev: str) -> dict[str, Any]:

@@ -60,11 +60,11 @@ def test_the_help_of_all_names_every_command() -> None:
 
 
 def test_the_help_of_add_names_the_targets_and_with_one_its_options() -> None:
-    assert "Targets: loop, null" in ublkd("add", "-h").stdout
+    assert "Targets: faulty, loop, mirror, null, stripe" in ublkd("add", "-h").stdout
     told = ublkd("add", "-t", "loop", "-h").stdout
     assert "--file PATH" in told
     assert "--direct-io auto|on|off" in told
-    assert "--size" not in told
+    assert "--size " not in told
 
 
 def test_ublkd_alone_shows_its_help_and_is_a_usage_error() -> None:
@@ -140,7 +140,7 @@ def test_wrong_words_are_refused_in_one_line_that_names_them(
 def test_all_words_of_add_reach_the_config() -> None:
     config = asked(
         "-t", "null", "--name", "db", "--id", "5", "--queues", "3", "--depth", "64", "--max-io",
-        "64K", "--lease", "copy", "--size", "1M", "--block-size", "4K",
+        "64K", "--lease", "copy", "--size", "1M", "--block-size", "4K", "--no-partscan",
     )  # fmt: skip
     assert config == {
         "target": "null",
@@ -151,6 +151,7 @@ def test_all_words_of_add_reach_the_config() -> None:
         "depth": 64,
         "max_io": 65536,
         "lease": "copy",
+        "partscan": False,
     }
 
 
@@ -172,6 +173,8 @@ def test_flags_and_paths_of_a_target_reach_the_config(tmp_path: Path) -> None:
         "file": f"{tmp_path}/\udcff.img",
         "direct_io": "auto",
         "read_only": True,
+        "offset": 0,
+        "sizelimit": None,
         "share": True,
         "block_size": None,
     }

@@ -155,7 +155,8 @@ def test_what_is_left_out_gets_its_default() -> None:
 def test_the_defaults_are_inside_their_own_ranges() -> None:
     default = DeviceConfig(target="null", options={})
     told = {"queues": default.queues, "depth": default.depth, "max_io": default.max_io}
-    made = build("null", {}, **{name: str(value) for name, value in told.items()})
+    words = {name: str(value) for name, value in told.items()}
+    made = build("null", {}, queues=words["queues"], depth=words["depth"], max_io=words["max_io"])
     assert (made.queues, made.depth, made.max_io) == tuple(told.values())
 
 

@@ -9,6 +9,7 @@ from ublkd.features import LADDER, REQUIRED, Features, Lease, granted, names, ne
 from ublkd.uapi import Feature
 
 LINUX_6_12 = Feature(0x1FE)
+LINUX_6_15 = LINUX_6_12 | Feature.SUPPORT_ZERO_COPY
 LINUX_7_2 = Feature(0xFFFFF)
 OLD = REQUIRED
 HALF = REQUIRED | Feature.AUTO_BUF_REG  # auto without what serves a page that was not registered
@@ -23,7 +24,10 @@ CHOICES = [
     (LINUX_7_2, Lease.AUTO, Lease.AUTO, None),
     (LINUX_7_2, Lease.COPY, Lease.COPY, "--lease copy was asked for"),
     (OLD, None, Lease.COPY, "AUTO_BUF_REG"),
-    (HALF, None, Lease.COPY, "lacks USER_COPY"),
+    (HALF, None, Lease.COPY, "lacks SUPPORT_ZERO_COPY, USER_COPY"),
+    (LINUX_6_15, None, Lease.REGISTER, "AUTO_BUF_REG (Linux 6.16 has it)"),
+    (LINUX_7_2, Lease.REGISTER, Lease.REGISTER, "--lease register was asked for"),
+    (LINUX_6_12, Lease.USER_COPY, Lease.USER_COPY, "AUTO_BUF_REG"),
 ]
 
 
@@ -55,12 +59,12 @@ def test_a_driver_without_the_necessary_is_refused(offered: Feature, wanted: Lea
     assert "6.5" in caught.value.hint
 
 
-@given(feature_sets, wishes)
+@given(feature_sets, wishes, st.booleans())
 def test_any_driver_gives_a_lease_it_can_hold_or_a_clear_refusal(
-    offered: Feature, wanted: Lease | None
+    offered: Feature, wanted: Lease | None, groups: bool
 ) -> None:
     try:
-        verdict = negotiate(offered, wanted)
+        verdict = negotiate(offered, wanted, groups=groups)
     except NotPossibleError as error:
         assert error.hint
         assert REQUIRED not in offered or wanted is not None
@@ -68,7 +72,8 @@ def test_any_driver_gives_a_lease_it_can_hold_or_a_clear_refusal(
     leases = [rung.lease for rung in LADDER]
     place = leases.index(verdict.lease)
     assert LADDER[place].needs in offered
-    assert verdict.flags == LADDER[place].needs | REQUIRED
+    assert verdict.flags == LADDER[place].needs | LADDER[place].asks | REQUIRED
+    assert groups or verdict.lease is not Lease.GROUP
     assert wanted in (None, verdict.lease)
     assert list(verdict.refused) == leases[:place]
     assert all(verdict.refused.values())
@@ -78,8 +83,25 @@ def test_any_driver_gives_a_lease_it_can_hold_or_a_clear_refusal(
 def test_nothing_better_than_the_chosen_lease_was_possible(offered: Feature) -> None:
     offered |= REQUIRED
     chosen = negotiate(offered, None).lease
-    possible = [rung.lease for rung in LADDER if rung.needs in offered]
+    without_groups = [rung for rung in LADDER if rung.lease is not Lease.GROUP]
+    possible = [rung.lease for rung in without_groups if rung.needs in offered]
     assert chosen is possible[0]
+
+
+def test_a_group_lease_needs_a_kernel_that_carries_the_series() -> None:
+    with pytest.raises(NotPossibleError, match="SQE-group"):
+        negotiate(LINUX_7_2, Lease.GROUP)
+    verdict = negotiate(LINUX_6_12, None, groups=True)
+    assert verdict.lease is Lease.GROUP
+    assert Feature.SUPPORT_ZERO_COPY in verdict.flags  # which such a kernel hides until asked
+
+
+def test_no_partition_scan_is_a_flag_or_a_refusal() -> None:
+    assert Feature.NO_AUTO_PART_SCAN in negotiate(LINUX_7_2, None, partscan=False).flags
+    assert Feature.NO_AUTO_PART_SCAN not in negotiate(LINUX_7_2, None).flags
+    with pytest.raises(NotPossibleError, match="NO_AUTO_PART_SCAN") as caught:
+        negotiate(LINUX_6_12, None, partscan=False)
+    assert "7.0" in caught.value.hint
 
 
 def test_what_was_given_must_hold_what_was_asked() -> None:
@@ -108,4 +130,4 @@ def test_every_bit_is_named_once(offered: Feature) -> None:
 def test_every_lease_is_on_the_ladder_and_known_to_the_core() -> None:
     assert {rung.lease for rung in LADDER} == set(Lease)
     assert len({lease.number for lease in Lease}) == len(Lease)
-    assert not LADDER[-1].needs
+    assert any(not rung.needs for rung in LADDER), "some lease must always be possible"

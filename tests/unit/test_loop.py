@@ -17,7 +17,7 @@ import pytest
 from tests.unit.helpers import is_one_line, open_fds
 from ublkd.config import build
 from ublkd.errors import UblkdError
-from ublkd.targets import loop
+from ublkd.targets import backing
 from ublkd.targets.loop import LoopTarget
 
 ROOT_USER = os.geteuid() == 0
@@ -41,7 +41,7 @@ def refusal(path: Path | str, **options: str | bool) -> UblkdError:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(loop, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(backing, "LOCK_SECONDS", 0.05)
     before = open_fds()
     yield
     assert open_fds() == before
@@ -255,7 +255,7 @@ def test_closing_gives_the_lock_back_while_the_file_is_still_held(disk: Path) ->
 def test_a_lock_that_is_let_go_of_in_time_is_waited_for(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "LOCK_SECONDS", 5)
+    monkeypatch.setattr(backing, "LOCK_SECONDS", 5)
     first = target(disk)
     monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(first.files()[0], fcntl.LOCK_UN))
     target(disk).close()

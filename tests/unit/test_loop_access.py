@@ -14,8 +14,9 @@ import pytest
 from tests.unit.helpers import is_one_line, open_fds
 from ublkd._core import lib
 from ublkd.errors import UblkdError, UsageError
-from ublkd.targets import loop
-from ublkd.targets.loop import Access, LoopTarget
+from ublkd.targets import backing
+from ublkd.targets.backing import Access, Backing
+from ublkd.targets.loop import LoopTarget
 
 Alignment = tuple[int, int] | str
 
@@ -36,7 +37,7 @@ def disk(tmp_path: Path) -> Path:
 
 def opened(path: Path, wish: str = "auto", block: int | None = None) -> dict[str, Any]:
     """What a target says of itself: its words, its block, and whether O_DIRECT is really on."""
-    made = LoopTarget(str(path), direct_io=wish, read_only=False, share=True, block=block)
+    made = LoopTarget(Backing(str(path), direct_io=wish, share=True, block=block))
     flags = fcntl.fcntl(made.files()[0], fcntl.F_GETFL)
     told = dict(made.describe()) | {
         "block": made.params.logical_block,
@@ -49,8 +50,8 @@ def opened(path: Path, wish: str = "auto", block: int | None = None) -> dict[str
 
 def align(monkeypatch: pytest.MonkeyPatch, found: Alignment) -> None:
     """A backing that can do direct I/O like this, or cannot."""
-    monkeypatch.setattr(loop, "_alignment", lambda *_: found)
-    monkeypatch.setattr(loop, "_try_read", lambda *_: None)
+    monkeypatch.setattr(backing, "_alignment", lambda *_: found)
+    monkeypatch.setattr(backing, "_try_read", lambda *_: None)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_trial_that_fails_turns_the_flag_off_again(
         raise OSError(errno.EINVAL, "Invalid argument")
 
     align(monkeypatch, (512, 512))
-    monkeypatch.setattr(loop, "_try_read", refuse)
+    monkeypatch.setattr(backing, "_try_read", refuse)
     told = opened(direct)
     assert (told["direct_io"], told["flag"]) == (False, False)
     assert "refuses it (invalid argument)" in told["direct_io_reason"]
@@ -141,13 +142,13 @@ def test_the_trial_reads_for_real(direct: Path) -> None:
     fd = os.open(direct, os.O_RDONLY)
     try:
         for size in (512, 4096):
-            loop._try_read(fd, size)
+            backing._try_read(fd, size, 0)
     finally:
         os.close(fd)
     fd = os.open(direct.parent, os.O_RDONLY)
     try:
         with pytest.raises(IsADirectoryError):
-            loop._try_read(fd, 4096)
+            backing._try_read(fd, 4096, 0)
     finally:
         os.close(fd)
 
@@ -161,75 +162,75 @@ def test_a_kernel_that_does_not_tell_gets_the_size_of_a_sector(
 ) -> None:
     class Lib:
         @staticmethod
-        def loop_dio_align(fd: int, mem: Any, offset: Any) -> int:
+        def backing_dio_align(fd: int, mem: Any, offset: Any) -> int:
             if answer == 0:
                 mem[0], offset[0] = 4, 512
             return answer
 
-    monkeypatch.setattr(loop, "lib", Lib)
-    assert loop._alignment(0, 2048) == found
+    monkeypatch.setattr(backing, "lib", Lib)
+    assert backing._alignment(0, 2048) == found
 
 
 def test_a_file_that_cannot_do_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lib:
         @staticmethod
-        def loop_dio_align(*_: object) -> int:
+        def backing_dio_align(*_: object) -> int:
             return -errno.EINVAL
 
-    monkeypatch.setattr(loop, "lib", Lib)
-    assert isinstance(loop._alignment(0, 512), str)
+    monkeypatch.setattr(backing, "lib", Lib)
+    assert isinstance(backing._alignment(0, 512), str)
 
 
 @pytest.fixture
 def big_sectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is a block device with sectors of 4096 bytes."""
-    monkeypatch.setattr(loop, "_is_block_device", lambda _: True)
-    monkeypatch.setattr(loop, "_ioctl_int", lambda *_: 4096)
+    monkeypatch.setattr(backing, "_is_block_device", lambda _: True)
+    monkeypatch.setattr(backing, "_ioctl_int", lambda *_: 4096)
 
 
 @pytest.mark.usefixtures("big_sectors")
 @pytest.mark.parametrize("wish", ["auto", "on", "off"])
 def test_blocks_under_the_sector_of_a_device_are_refused(disk: Path, wish: str) -> None:
     with pytest.raises(UsageError, match="--block-size 512 is under the 4096") as caught:
-        loop._access(-1, str(disk), wish, 512)
+        backing._access(-1, str(disk), wish, 512, 0)
     assert "from 4096" in caught.value.hint
 
 
 @pytest.mark.usefixtures("big_sectors")
 def test_the_blocks_of_a_device_are_its_sectors(disk: Path) -> None:
-    access = loop._access(-1, str(disk), "off", None)
+    access = backing._access(-1, str(disk), "off", None, 0)
     assert access == Access(direct=False, reason="--direct-io off was asked for", block=4096)
 
 
 def test_the_physical_block_is_a_power_of_two_of_at_most_a_page(
     monkeypatch: pytest.MonkeyPatch, disk: Path
 ) -> None:
-    monkeypatch.setattr(loop, "_is_block_device", lambda _: True)
+    monkeypatch.setattr(backing, "_is_block_device", lambda _: True)
     for told, used in ((512, 512), (4096, 4096), (8192, 4096), (520, 4096), (1 << 20, 4096)):
-        monkeypatch.setattr(loop, "_ioctl_int", lambda *_, told=told: told)
-        assert loop._physical_block(-1) == used
+        monkeypatch.setattr(backing, "_ioctl_int", lambda *_, told=told: told)
+        assert backing._physical_block(-1) == used
 
 
 def test_a_file_has_no_queue_limits(disk: Path) -> None:
     with disk.open() as f:
-        assert loop._queue_limit(f.fileno(), "rotational") == 0
+        assert backing._queue_limit(f.fileno(), "rotational") == 0
 
 
 def test_where_holes_cannot_be_made_no_discard_is_told(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lib:
-        LOOP_MAX_MEMBERS = lib.LOOP_MAX_MEMBERS
-        loop_dio_align = staticmethod(lib.loop_dio_align)
+        BACKING_MAX_MEMBERS = lib.BACKING_MAX_MEMBERS
+        backing_dio_align = staticmethod(lib.backing_dio_align)
 
         @staticmethod
-        def loop_probe_punch_hole(fd: int, beyond: int) -> int:
+        def backing_probe_punch_hole(fd: int, beyond: int) -> int:
             assert beyond % 4096 == 0
             assert beyond >= os.fstat(fd).st_size
             return -errno.EOPNOTSUPP
 
-    monkeypatch.setattr(loop, "lib", Lib)
-    made = LoopTarget(str(disk), direct_io="off", read_only=False, share=True, block=None)
+    monkeypatch.setattr(backing, "lib", Lib)
+    made = LoopTarget(Backing(str(disk), direct_io="off", share=True))
     assert made.params.max_discard == 0
     assert made.params.max_write_zeroes > 0
     made.close()

@@ -52,6 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch, lib: FakeLib, on_end: Any = lambda: No
         depth=64,
         max_io=4096,
         block=512,
+        align=1,
         lease=Lease.COPY,
         lease_slots=64,
         max_members=1,

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 def _click_option(option: Option) -> click.Option:
-    metavar = {"path": "PATH", "size": "BYTES", "text": "TEXT"}.get(option.kind)
+    metavar = {"path": "PATH", "size": "BYTES", "text": "TEXT", "target": "NAME"}.get(option.kind)
     if option.kind == "choice":
         metavar = "|".join(option.choices)
     if option.kind == "flag":
         return click.Option([f"--{option.name}", f"target_{option.key}"], is_flag=True,
                             default=None, help=option.help)  # fmt: skip
     return click.Option(
-        [f"--{option.name}", f"target_{option.key}"], metavar=metavar, help=option.help
+        [f"--{option.name}", f"target_{option.key}"],
+        metavar=metavar,
+        help=option.help,
+        multiple=option.multiple,
     )
 
 
@@ -37,14 +40,14 @@ class AddCommand(click.Command):
         **extra: Any,
     ) -> click.Context:  # fmt: skip
         """Learn the target's options before anything is parsed."""
-        name = _named_target(args)
+        name = _named(args, "--target", "-t")
         self.target_options: dict[str, Option] = {}
         if name is not None:
             from ublkd import registry
 
             own = {option for param in self.params for option in param.opts}
-            chosen = [o for o in registry.load(name).options if f"--{o.name}" not in own]
-            self.target_options = {option.name: option for option in chosen}
+            known = registry.options_of(name, lambda option: _named(args, f"--{option}"))
+            self.target_options = {n: o for n, o in known.items() if f"--{n}" not in own}
         return super().make_context(info_name, args, parent, **extra)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -63,15 +66,18 @@ class AddCommand(click.Command):
             )
 
 
-def _named_target(args: Sequence[str]) -> str | None:
+def _named(args: Sequence[str], option: str, short: str | None = None) -> str | None:
+    """What an option names, before anything is parsed."""
     name = None  # the last one counts, as for click
     for word, following in zip(args, [*args[1:], None], strict=False):
         if word == "--":
             break
-        if word in ("--target", "-t"):
+        if word in (option, short):
             name = following
-        elif word.startswith(("--target=", "-t")):
-            name = word.removeprefix("--target=").removeprefix("-t")
+        elif word.startswith(f"{option}="):
+            name = word.removeprefix(f"{option}=")
+        elif short and word.startswith(short) and not word.startswith("--"):
+            name = word.removeprefix(short)
     return name
 
 
@@ -82,7 +88,12 @@ def _named_target(args: Sequence[str]) -> str | None:
 @click.option("--queues", metavar="N", help="Hardware queues, each with a thread (default 1).")
 @click.option("--depth", metavar="N", help="Requests in flight per queue (default 128).")
 @click.option("--max-io", metavar="BYTES", help="The largest request (default 512K).")
-@click.option("--lease", metavar="auto|copy", help="Insist on one way to reach a request's pages.")
+@click.option(
+    "--lease",
+    metavar="KIND",
+    help="Insist on one way to reach a request's pages: auto, register, group, copy, user-copy.",
+)
+@click.option("--no-partscan", is_flag=True, help="Do not look for partitions on it.")
 @click.option("--foreground", is_flag=True, help="Do not go to the background.")
 @json_option
 @click.pass_context
@@ -100,6 +111,7 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
     wanted = config.build(
         words["target"], raw, name=words["name"], id=words["dev_id"], queues=words["queues"],
         depth=words["depth"], max_io=words["max_io"], lease=words["lease"],
+        partscan=not words["no_partscan"],
     )  # fmt: skip
 
     def announce(ready: daemon.Ready) -> None:

@@ -79,7 +79,8 @@ def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
                 yield f"{indent}{printable(key)} of queue {number}:"
                 yield from lines(part, indent + "  ")
         elif isinstance(item, list):
-            yield f"{indent}{printable(key)}: {' '.join(map(str, item))}"
+            texts = (printable(str(part)) for part in item)
+            yield f"{indent}{printable(key)}: {', '.join(texts)}"
         else:
             text = "-" if item is None else printable(str(item))
             yield f"{indent}{printable(key)}: {text}"

@@ -19,7 +19,9 @@ def _row(device: Found) -> list[str]:
     from ublkd.config import format_size
 
     state = device.state
-    backing = str(state.describe.get("backing", "-")) if state else "-"
+    backing = state.describe.get("backing", "-") if state else "-"
+    if isinstance(backing, list):
+        backing = " ".join(map(str, backing))
     return [
         str(device.info.id),
         printable(state.name) if state and state.name else "-",
@@ -29,7 +31,7 @@ def _row(device: Found) -> list[str]:
         f"{device.info.queues}x{device.info.depth}",
         state.lease if state else "-",
         str(device.info.pid) if device.info.pid > 0 else "-",
-        printable(backing),
+        printable(str(backing)),
     ]
 
 
@@ -113,18 +115,21 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
 @json_option
 def features(as_json: bool) -> None:
     """Show what this kernel's driver offers and which lease a device would get."""
+    from ublkd.features import groups, negotiate, survey
     from ublkd.features import names as feature_names
-    from ublkd.features import negotiate
 
     with driver() as (control, _):
         offered = control.get_features()
-    verdict = negotiate(offered, None)
+    probed = groups()
+    verdict = negotiate(offered, None, groups=probed)
     told = {
         "kernel": os.uname().release,
         "features": feature_names(offered),
         "bits": f"{int(offered):#x}",
         "lease": verdict.lease.value,
-        "refused": {lease.value: why for lease, why in verdict.refused.items()},
+        "leases": {
+            lease.value: why or "possible" for lease, why in survey(offered, groups=probed).items()
+        },
     }
     if as_json:
         emit_json(told)

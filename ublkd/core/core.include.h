@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* What the generated boundary includes. */
+#include "backing.h"
 #include "control.h"
+#include "faulty.h"
+#include "lease.h"
 #include "loop.h"
+#include "mirror.h"
 #include "null.h"
 #include "queue.h"
 #include "stats.h"
+#include "stripe.h"
 #include "uapi.h"

@@ -2,10 +2,8 @@
 #include "group.h"
 
 #include <errno.h>
-#include <linux/fs.h>
-#include <string.h>
 
-#include "ring.h"
+#include "member.h"
 #include "stats.h"
 
 /*
@@ -13,17 +11,6 @@
  * this often without moving a byte in between has failed.
  */
 #define MAX_AGAIN 128
-
-static bool carries_data(const struct member *m)
-{
-	return m->op == MEMBER_READ || m->op == MEMBER_WRITE;
-}
-
-/* Everything that a read or a write moves, from memory of any kind. */
-static bool transfers(const struct member *m)
-{
-	return carries_data(m) || m->op == MEMBER_ZEROES;
-}
 
 /*
  * Which errno the block layer may see. Some have a meaning of their own
@@ -62,77 +49,18 @@ static void fail(struct group *g, int err, uint64_t limit)
 	end_at(g, limit);
 }
 
-/* --- issuing ----------------------------------------------------------- */
-
-/* Bytes of the next transfer: all the rest, or what the zeroes suffice for. */
-static uint32_t next_bytes(const struct member *m)
-{
-	uint64_t rest = m->len - m->done;
-
-	if (m->op == MEMBER_ZEROES && rest > ZEROES_BYTES)
-		rest = ZEROES_BYTES;
-	return (uint32_t)rest;
-}
-
-static void prep_transfer(struct group *g, const struct member *m,
-			  struct io_uring_sqe *sqe)
-{
-	if (carries_data(m)) {
-		lease_bind(g->env->leases, &g->lease, g->tag, sqe,
-			   m->op == MEMBER_WRITE, m->buf + m->done,
-			   next_bytes(m));
-	} else {
-		sqe->opcode = IORING_OP_WRITE;
-		sqe->addr = (__u64)(uintptr_t)g->env->zeroes;
-		sqe->len = next_bytes(m);
-	}
-	sqe->off = m->offset + m->done;
-	sqe->rw_flags = (int)m->flags;
-}
-
-static void issue(struct group *g, unsigned int index)
-{
-	const struct member *m = &g->members[index];
-	struct io_uring_sqe *sqe = ring_sqe(g->env->ring);
-
-	switch (m->op) {
-	case MEMBER_FSYNC:
-		sqe->opcode = IORING_OP_FSYNC;
-		sqe->fsync_flags = m->flags;
-		break;
-	case MEMBER_FALLOCATE:
-		sqe->opcode = IORING_OP_FALLOCATE;
-		sqe->off = m->offset;
-		sqe->addr = m->len;
-		sqe->len = m->flags;
-		break;
-	case MEMBER_DISCARD:
-		sqe->opcode = IORING_OP_URING_CMD;
-		sqe->off = UBLKD_BLOCK_URING_CMD_DISCARD;
-		sqe->addr = m->offset;
-		sqe->addr3 = m->len;
-		break;
-	default:
-		prep_transfer(g, m, sqe);
-	}
-	sqe->fd = m->file;
-	sqe->flags = IOSQE_FIXED_FILE;
-	if (m->again) /* let a kernel worker do the waiting */
-		sqe->flags |= IOSQE_ASYNC;
-	sqe->user_data = ud_member(g->tag, index);
-}
-
 static int add(struct group *g, const struct member *m)
 {
 	unsigned int index = g->nr_members;
 
 	/* the bytes behind a request's own may be another request's */
-	if (carries_data(m) && m->buf + m->len > g->size) {
+	if (member_carries_data(m) && m->buf + m->len > g->size) {
 		fail(g, -EINVAL, 0);
 		return -EINVAL;
 	}
 	if (index == g->env->max_members) {
-		if (carries_data(m)) /* a sibling may have covered its bytes */
+		if (member_carries_data(
+			    m)) /* a sibling may have covered its bytes */
 			end_at(g, m->buf);
 		else /* nobody would do its work later */
 			fail(g, -EIO, 0);
@@ -141,10 +69,10 @@ static int add(struct group *g, const struct member *m)
 	g->members[index] = *m;
 	g->nr_members++;
 	g->nr_pending++;
-	if (carries_data(m) && m->buf <= g->covered &&
+	if (member_carries_data(m) && m->buf <= g->covered &&
 	    m->buf + m->len > g->covered)
 		g->covered = m->buf + m->len;
-	issue(g, index);
+	member_issue(g, index);
 	return 0;
 }
 
@@ -202,6 +130,26 @@ int group_discard(struct group *g, uint16_t file, uint64_t offset, uint64_t len)
 					.file = file,
 					.offset = offset,
 					.len = len });
+}
+
+int group_delay(struct group *g, uint64_t ns)
+{
+	return add(g,
+		   &(struct member){
+			   .op = MEMBER_DELAY,
+			   .wait = { .tv_sec = (int64_t)(ns / 1000000000),
+				     .tv_nsec = (long long)(ns % 1000000000) },
+		   });
+}
+
+void group_excuse(struct group *g, unsigned int index)
+{
+	g->members[index].excused = true;
+}
+
+void group_report_failed(struct group *g, uint16_t file)
+{
+	g->env->stats->failed_files |= 1ULL << (file & 63);
 }
 
 void group_complete(struct group *g, int answer)
@@ -265,30 +213,46 @@ static int result_of(struct group *g)
 
 static void finish(struct group *g)
 {
-	g->env->commit(g, result_of(g));
+	int result = result_of(g);
+
+	lease_release(g->env->leases, &g->lease, g->tag);
+	g->env->commit(g, result);
 }
 
 /* --- members ----------------------------------------------------------- */
 
 enum verdict { DONE, ISSUE_AGAIN, FAILED };
 
+/* Once more; a member that never gets on has failed. */
+static enum verdict be_patient(struct member *m)
+{
+	return ++m->again < MAX_AGAIN ? ISSUE_AGAIN : FAILED;
+}
+
 /* The requeue rule for one result of one member. */
 static enum verdict judge(struct group *g, struct member *m, int res)
 {
+	uint64_t reached;
+
+	if (m->excused)
+		return DONE;
 	if (res == -EAGAIN || res == -EINTR) {
 		g->env->stats->again_members++;
-		return ++m->again < MAX_AGAIN ? ISSUE_AGAIN : FAILED;
+		return be_patient(m);
 	}
 	if (res < 0)
 		return FAILED;
-	if (!transfers(m))
+	if (!member_transfers(m))
 		return DONE;
 	/* no progress, or more than was asked: neither can be believed */
-	if (res == 0 || (uint32_t)res > next_bytes(m))
+	if (res == 0 || (uint32_t)res > member_next_bytes(g, m))
 		return FAILED;
-	if ((uint32_t)res < next_bytes(m))
+	if ((uint32_t)res < member_next_bytes(g, m))
 		g->env->stats->short_members++;
-	m->done += (uint64_t)res;
+	reached = member_resume_at(g, m) + (uint64_t)res;
+	if (reached <= m->done)
+		return be_patient(m);
+	m->done = reached;
 	m->again = 0;
 	return m->done == m->len ? DONE : ISSUE_AGAIN;
 }
@@ -302,16 +266,31 @@ void group_cqe(struct group *g, unsigned int index, int res)
 		res = ops->on_cqe(g->env->target, g, index, res);
 	switch (judge(g, m, res)) {
 	case ISSUE_AGAIN:
-		issue(g, index);
+		member_issue(g, index);
 		return;
 	case FAILED:
 		fail(g, res < 0 ? res : -EIO,
-		     carries_data(m) ? m->buf + m->done : 0);
+		     member_carries_data(m) ? m->buf + m->done : 0);
 		break;
 	case DONE:
 		break;
 	}
 	if (--g->nr_pending == 0)
+		finish(g);
+}
+
+/* The pages can be reached, or `ret` says why not. */
+static void begin_members(struct group *g, int ret)
+{
+	struct group_env *env = g->env;
+
+	if (g->lease.user_copy && env->leases->kind != LEASE_USER_COPY)
+		env->stats->fallbacks++;
+	if (ret == 0)
+		ret = env->ops->submit(env->target, g, g->iod);
+	if (ret < 0)
+		fail(g, ret, 0);
+	if (g->nr_pending == 0)
 		finish(g);
 }
 
@@ -333,12 +312,12 @@ void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 	stats_begin(env->stats, iod->op_flags);
 
 	ret = lease_begin(env->leases, &g->lease, g->tag, iod);
-	if (g->lease.user_copy)
-		env->stats->fallbacks++;
-	if (ret == 0)
-		ret = env->ops->submit(env->target, g, iod);
-	if (ret < 0)
-		fail(g, ret, 0);
-	if (g->nr_pending == 0)
-		finish(g);
+	if (ret != LEASE_PENDING)
+		begin_members(g, ret);
+}
+
+void group_lent(struct group *g, int res)
+{
+	begin_members(
+		g, lease_lent(g->env->leases, &g->lease, g->tag, g->iod, res));
 }

@@ -14,65 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "lease.h"
-#include "target.h"
-
-struct queue_stats;
-struct ring;
-
-enum member_op {
-	MEMBER_READ,
-	MEMBER_WRITE,
-	MEMBER_ZEROES, /* a write whose source is zeroes */
-	MEMBER_FSYNC,
-	MEMBER_FALLOCATE,
-	MEMBER_DISCARD, /* on a block device */
-};
-
-struct member {
-	uint8_t op;
-	uint8_t again; /* issues in a row that moved nothing */
-	uint16_t file; /* fixed file slot */
-	uint32_t flags; /* RWF_*, IORING_FSYNC_*, FALLOC_FL_* */
-	uint64_t offset; /* bytes, in the file */
-	uint64_t len; /* bytes */
-	uint64_t done; /* bytes */
-	uint32_t buf; /* bytes, in the request */
-};
-
-/* What all groups of one queue have in common. */
-struct group_env {
-	struct ring *ring;
-	struct lease_table *leases;
-	struct queue_stats *stats;
-	const struct ublkd_target_ops *ops;
-	void *target;
-	uint32_t block; /* bytes of a logical block */
-	uint16_t max_members;
-	const void *zeroes; /* ZEROES_BYTES of them */
-	/* Hands a result that obeys the rules to the kernel. */
-	void (*commit)(struct group *g, int result);
-	void *owner; /* of commit() */
-};
-
-#define ZEROES_BYTES (1U << 20)
-
-struct group {
-	struct group_env *env;
-	const struct ublksrv_io_desc *iod;
-	struct lease lease;
-	uint64_t size; /* bytes of the request */
-	uint64_t covered; /* [0, covered) has members, without a gap */
-	uint64_t limit; /* no byte at or beyond it counts as moved */
-	int error; /* the first one */
-	int answer; /* of group_complete() */
-	uint64_t began; /* ns */
-	uint16_t tag;
-	uint16_t nr_members;
-	uint16_t nr_pending;
-	bool answered;
-	struct member *members; /* env->max_members of them */
-};
+#include "member.h"
 
 /* --- for targets ------------------------------------------------------- */
 
@@ -95,6 +37,18 @@ int group_fallocate(struct group *g, uint16_t file, uint32_t mode,
 int group_discard(struct group *g, uint16_t file, uint64_t offset,
 		  uint64_t len);
 
+/* Waits; on_cqe() excuses the member and goes on. */
+int group_delay(struct group *g, uint64_t ns);
+
+/*
+ * For on_cqe(): this member counts as done whatever it did, because another
+ * one answers for its bytes.
+ */
+void group_excuse(struct group *g, unsigned int member);
+
+/* Tells whoever looks that a file has failed and is done without. */
+void group_report_failed(struct group *g, uint16_t file);
+
 /*
  * Ends a request that needs no members: bytes moved, or -errno. A target
  * that answers a READ so has filled those bytes.
@@ -107,18 +61,10 @@ void group_complete(struct group *g, int answer);
 void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 		 uint64_t now_ns);
 
+/* The answer to what lease_begin() asked for: -errno if it was refused. */
+void group_lent(struct group *g, int res);
+
 /* A member's completion. */
 void group_cqe(struct group *g, unsigned int member, int res);
-
-/*
- * user_data of a member. The queue's own SQEs have UD_LEADER set; the low
- * 16 bits are the tag in both.
- */
-#define UD_LEADER (1ULL << 63)
-
-static inline uint64_t ud_member(unsigned int tag, unsigned int member)
-{
-	return (uint64_t)member << 16 | tag;
-}
 
 #endif

@@ -15,13 +15,15 @@ static bool carries_data(const struct ublksrv_io_desc *iod)
 	       iod_op(iod) == UBLK_IO_OP_WRITE;
 }
 
-int lease_table_init(struct lease_table *t, struct ring *ring, uint16_t depth)
+int lease_table_init(struct lease_table *t, uint16_t depth)
 {
+	bool table = t->kind == LEASE_AUTO || t->kind == LEASE_REGISTER;
 	void *arena;
 	int ret;
 
-	if (t->kind == LEASE_AUTO && t->slots) {
-		ret = io_uring_register_buffers_sparse(&ring->uring, t->slots);
+	if (table && t->slots) {
+		ret = io_uring_register_buffers_sparse(&t->ring->uring,
+						       t->slots);
 		if (ret < 0)
 			return ret;
 	}
@@ -93,20 +95,12 @@ static int carry(const struct lease_table *t, uint16_t tag, bool to_request,
 	return (int)done;
 }
 
-int lease_begin(struct lease_table *t, struct lease *l, uint16_t tag,
-		const struct ublksrv_io_desc *iod)
+/* We carry the bytes: those of a WRITE now, those of a READ at the end. */
+static int carry_ourselves(struct lease_table *t, struct lease *l, uint16_t tag,
+			   const struct ublksrv_io_desc *iod)
 {
 	uint64_t bytes = iod_bytes(iod);
 	int ret;
-
-	l->lent = false;
-	l->user_copy = false;
-	if (!carries_data(iod))
-		return 0;
-	l->lent = t->kind == LEASE_AUTO &&
-		  !(iod->op_flags & UBLK_IO_F_NEED_REG_BUF);
-	if (l->lent || t->kind == LEASE_COPY)
-		return 0;
 
 	l->user_copy = true;
 	if (bytes > t->max_io)
@@ -119,6 +113,87 @@ int lease_begin(struct lease_table *t, struct lease *l, uint16_t tag,
 	return (uint64_t)ret == bytes ? 0 : -EIO;
 }
 
+/* A command on /dev/ublkcN about the pages of `tag`. */
+static struct io_uring_sqe *prep_lend(struct lease_table *t, uint16_t tag,
+				      uint32_t op, uint64_t index)
+{
+	struct io_uring_sqe *sqe = ring_sqe(t->ring);
+	struct ublksrv_io_cmd cmd = {
+		.q_id = t->qid,
+		.tag = tag,
+		.addr = index,
+	};
+
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->fd = 0;
+	sqe->flags = IOSQE_FIXED_FILE;
+	sqe->off = op; /* cmd_op is its low half */
+	memcpy(&sqe->addr3, &cmd, sizeof(cmd)); /* the command area */
+	return sqe;
+}
+
+int lease_begin(struct lease_table *t, struct lease *l, uint16_t tag,
+		const struct ublksrv_io_desc *iod)
+{
+	bool lent_already = t->kind == LEASE_AUTO &&
+			    !(iod->op_flags & UBLK_IO_F_NEED_REG_BUF);
+
+	*l = (struct lease){ 0 };
+	if (!carries_data(iod) || t->kind == LEASE_COPY)
+		return 0;
+	if (t->kind == LEASE_GROUP) {
+		l->led = true;
+		return 0;
+	}
+	if (lent_already) {
+		l->lent = true;
+		return 0;
+	}
+	if (t->kind == LEASE_USER_COPY)
+		return carry_ourselves(t, l, tag, iod);
+	/*
+	 * Never linked to the members: they wait for the answer. A link would
+	 * let them run on another request's pages, or leave these lent.
+	 */
+	prep_lend(t, tag, UBLK_U_IO_REGISTER_IO_BUF, tag)->user_data =
+		UD_LEND | tag;
+	return LEASE_PENDING;
+}
+
+int lease_lent(struct lease_table *t, struct lease *l, uint16_t tag,
+	       const struct ublksrv_io_desc *iod, int res)
+{
+	if (res < 0)
+		return carry_ourselves(t, l, tag, iod);
+	l->lent = true;
+	l->ours = true;
+	return 0;
+}
+
+void lease_release(struct lease_table *t, const struct lease *l, uint16_t tag)
+{
+	struct io_uring_sqe *sqe;
+
+	if (!l->ours)
+		return;
+	sqe = prep_lend(t, tag, UBLK_U_IO_UNREGISTER_IO_BUF, tag);
+	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+	sqe->user_data = UD_UNLEND | tag;
+}
+
+void lease_lead(struct lease_table *t, const struct lease *l, uint16_t tag)
+{
+	struct io_uring_sqe *sqe;
+
+	if (!l->led)
+		return;
+	ring_reserve(t->ring, 2); /* a group does not cross submissions */
+	sqe = prep_lend(t, tag, UBLKD_U_IO_PROVIDE_IO_BUF, 0);
+	sqe->flags |= UBLKD_IOSQE_SQE_GROUP | IOSQE_CQE_SKIP_SUCCESS;
+	/* where the leader fails its member does too, and that one tells */
+	sqe->user_data = UD_LEND | UD_UNLEND | tag;
+}
+
 void lease_bind(const struct lease_table *t, const struct lease *l,
 		uint16_t tag, struct io_uring_sqe *sqe, bool write,
 		uint64_t buf, uint32_t len)
@@ -129,8 +204,13 @@ void lease_bind(const struct lease_table *t, const struct lease *l,
 			write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED;
 		sqe->addr = buf; /* a kernel buffer starts at 0 */
 		sqe->buf_index = tag;
+		return;
+	}
+	sqe->opcode = write ? IORING_OP_WRITE : IORING_OP_READ;
+	if (l->led) {
+		sqe->addr = buf;
+		sqe->flags |= UBLKD_IOSQE_GROUP_BUF;
 	} else {
-		sqe->opcode = write ? IORING_OP_WRITE : IORING_OP_READ;
 		sqe->addr = (__u64)(uintptr_t)(buffer(t, tag) + buf);
 	}
 }
@@ -141,4 +221,48 @@ int lease_end(struct lease_table *t, const struct lease *l, uint16_t tag,
 	if (!l->user_copy || !is_read)
 		return (int)filled;
 	return carry(t, tag, true, filled);
+}
+
+/* The two NOPs are in the ring: who answers first, and how? */
+static int judge_group(struct io_uring *ring)
+{
+	struct io_uring_cqe *cqe;
+	uint64_t order[2];
+
+	for (int i = 0; i < 2; i++) {
+		int ret = io_uring_wait_cqe(ring, &cqe);
+
+		if (ret < 0)
+			return ret;
+		order[i] = cqe->user_data;
+		if (cqe->res < 0) /* mainline: an unknown flag */
+			return 0;
+		io_uring_cqe_seen(ring, cqe);
+	}
+	return order[0] == 2 && order[1] == 1; /* the leader comes last */
+}
+
+int lease_probe_group(void)
+{
+	struct io_uring ring;
+	int ret = io_uring_queue_init(4, &ring, 0);
+
+	if (ret < 0)
+		return ret;
+	for (uint64_t i = 1; i <= 2; i++) {
+		struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
+
+		if (!sqe)
+			break;
+		memset(sqe, 0, sizeof(*sqe));
+		sqe->opcode = IORING_OP_NOP;
+		sqe->user_data = i;
+		sqe->flags = i == 1 ? UBLKD_IOSQE_SQE_GROUP : 0;
+	}
+	/* mainline stops at the first one and answers it alone */
+	ret = io_uring_submit_and_wait(&ring, 1);
+	if (ret >= 0)
+		ret = judge_group(&ring);
+	io_uring_queue_exit(&ring);
+	return ret;
 }

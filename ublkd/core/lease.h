@@ -25,13 +25,16 @@ enum lease_kind {
 /* One request's lease. */
 struct lease {
 	bool lent; /* pages are in the table; else bytes are in memory */
+	bool ours; /* and we put them there, so we take them out */
+	bool led; /* each member has a leader that lends it the pages */
 	bool user_copy; /* and we carry them there and back */
 };
 
 /* What all leases of one queue have in common. */
 struct lease_table {
 	enum lease_kind kind;
-	int dev_fd; /* /dev/ublkcN */
+	struct ring *ring;
+	int dev_fd; /* /dev/ublkcN; fixed file 0 of the ring */
 	uint16_t qid;
 	uint32_t slots; /* buffer table entries; tags beyond fall back */
 	uint32_t max_io; /* bytes */
@@ -44,16 +47,27 @@ struct lease_table {
 };
 
 /* 0 or -errno. */
-int lease_table_init(struct lease_table *t, struct ring *ring, uint16_t depth);
+int lease_table_init(struct lease_table *t, uint16_t depth);
 void lease_table_deinit(struct lease_table *t);
 
 /* Completes a FETCH or COMMIT: where the next request's pages shall be. */
 void lease_prep_fetch(const struct lease_table *t, uint16_t tag,
 		      struct io_uring_sqe *sqe, struct ublksrv_io_cmd *cmd);
 
-/* A request is here: its pages can be reached after this; 0 or -errno. */
+/*
+ * A request is here. 0: its pages can be reached; LEASE_PENDING: they can
+ * once the UD_LEND completion has been given to lease_lent(); or -errno.
+ */
+#define LEASE_PENDING 1
 int lease_begin(struct lease_table *t, struct lease *l, uint16_t tag,
 		const struct ublksrv_io_desc *iod);
+
+/* Lending by hand was answered; 0 where the pages can be reached, or -errno. */
+int lease_lent(struct lease_table *t, struct lease *l, uint16_t tag,
+	       const struct ublksrv_io_desc *iod, int res);
+
+/* Before the SQE of a member that carries data: its leader, if it needs one. */
+void lease_lead(struct lease_table *t, const struct lease *l, uint16_t tag);
 
 /* Points a READ or WRITE at `len` lent bytes from `buf` on. */
 void lease_bind(const struct lease_table *t, const struct lease *l,
@@ -67,5 +81,14 @@ void lease_bind(const struct lease_table *t, const struct lease *l,
  */
 int lease_end(struct lease_table *t, const struct lease *l, uint16_t tag,
 	      bool is_read, uint32_t filled);
+
+/* Right before the commit: what was lent by hand is taken back. */
+void lease_release(struct lease_table *t, const struct lease *l, uint16_t tag);
+
+/*
+ * Whether this kernel carries the SQE-group series: 1, 0, or -errno. Safe on
+ * every kernel: two NOPs in a ring of their own.
+ */
+int lease_probe_group(void);
 
 #endif

@@ -128,6 +128,16 @@ static void on_fetched(struct queue *q, uint16_t tag, int res)
 		end_with(q, res < 0 ? res : -EPROTO);
 }
 
+/*
+ * Only failures arrive here. Pages that stay lent would keep their request
+ * from ever ending, and the slot from its next one.
+ */
+static void on_unlent(struct queue *q, uint64_t ud, int res)
+{
+	if (!(ud & UD_LEND) && res < 0)
+		end_with(q, res);
+}
+
 static void reap(struct queue *q)
 {
 	struct io_uring_cqe *cqe;
@@ -141,6 +151,10 @@ static void reap(struct queue *q)
 		n++;
 		if (ud & UD_LEADER)
 			on_fetched(q, tag, cqe->res);
+		else if (ud & UD_UNLEND)
+			on_unlent(q, ud, cqe->res);
+		else if (ud & UD_LEND)
+			group_lent(&q->groups[tag], cqe->res);
 		else
 			group_cqe(&q->groups[tag], (uint16_t)(ud >> 16),
 				  cqe->res);
@@ -177,13 +191,14 @@ static int map_iods(struct queue *q)
 
 static int set_up(struct queue *q)
 {
-	unsigned int ops = q->cfg.depth * (q->cfg.max_members + 1U);
+	/* per tag: its members, each perhaps with a leader, and its commit */
+	unsigned int ops = q->cfg.depth * (2U * q->cfg.max_members + 2U);
 	int ret;
 
 	ret = ring_init(&q->ring, ops, ops, q->files, q->cfg.nr_files + 1);
 	if (ret < 0)
 		return ret;
-	ret = lease_table_init(&q->leases, &q->ring, q->cfg.depth);
+	ret = lease_table_init(&q->leases, q->cfg.depth);
 	if (ret < 0)
 		goto exit_ring;
 	ret = map_iods(q);
@@ -297,6 +312,7 @@ static void wire(struct queue *q)
 	for (uint32_t i = 0; i < cfg->nr_files; i++)
 		q->files[i + 1] = cfg->files[i];
 	q->leases.kind = cfg->lease;
+	q->leases.ring = &q->ring;
 	q->leases.dev_fd = cfg->dev_fd;
 	q->leases.qid = cfg->qid;
 	q->leases.slots = cfg->lease_slots;
@@ -307,6 +323,7 @@ static void wire(struct queue *q)
 	q->env.ops = cfg->ops;
 	q->env.target = cfg->target;
 	q->env.block = cfg->block;
+	q->env.align = cfg->align;
 	q->env.max_members = cfg->max_members;
 	q->env.commit = commit;
 	q->env.owner = q;
@@ -327,7 +344,7 @@ int queue_new(const struct queue_config *cfg, struct queue **out)
 	if (cfg->ops->abi != UBLKD_TARGET_ABI)
 		return -ELIBBAD;
 	if (!cfg->depth || cfg->depth > UBLK_MAX_QUEUE_DEPTH ||
-	    !cfg->max_members || !cfg->max_io || !cfg->block)
+	    !cfg->max_members || !cfg->max_io || !cfg->block || !cfg->align)
 		return -EINVAL;
 	q = calloc(1, sizeof(*q));
 	if (!q)

@@ -22,6 +22,7 @@ struct queue_config {
 	uint16_t depth; /* tags */
 	uint32_t max_io; /* bytes of the largest request */
 	uint32_t block; /* bytes of a logical block */
+	uint32_t align; /* bytes that a member's file offset must keep to */
 	enum lease_kind lease;
 	uint32_t lease_slots; /* buffer table entries; normally `depth` */
 	uint16_t max_members; /* that one request may need */

@@ -85,6 +85,16 @@ struct io_uring_sqe *ring_sqe(struct ring *r)
 	return sqe;
 }
 
+void ring_reserve(struct ring *r, unsigned int n)
+{
+	while (io_uring_sq_space_left(&r->uring) < n && !r->error) {
+		int ret = io_uring_submit(&r->uring);
+
+		if (ret < 0 && !passing(ret))
+			r->error = ret;
+	}
+}
+
 int ring_submit_and_wait(struct ring *r)
 {
 	int ret;

@@ -28,6 +28,20 @@ void ring_deinit(struct ring *r);
  */
 struct io_uring_sqe *ring_sqe(struct ring *r);
 
+/*
+ * Makes sure that the next `n` SQEs go to the kernel in one submission, one
+ * behind the other; `n` is far below the size of any ring.
+ */
+void ring_reserve(struct ring *r, unsigned int n);
+
+/*
+ * user_data: the tag in the low 16 bits, and what the SQE was for. A member
+ * has its index above the tag and none of these bits.
+ */
+#define UD_LEADER (1ULL << 63) /* FETCH or COMMIT_AND_FETCH */
+#define UD_LEND (1ULL << 62) /* the pages' way into the buffer table */
+#define UD_UNLEND (1ULL << 61) /* and out of it */
+
 /* Submits, and waits for at least one completion; 0 or -errno. */
 int ring_submit_and_wait(struct ring *r);
 

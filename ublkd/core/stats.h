@@ -22,6 +22,7 @@ struct queue_stats {
 	uint64_t requeues; /* requests committed in part */
 	uint64_t fallbacks; /* requests whose pages were not lent */
 	uint64_t fua; /* requests that had to be durable when they ended */
+	uint64_t failed_files; /* bit n: fixed file n, done without */
 	uint64_t in_flight;
 	uint64_t latency[STATS_OPS][STATS_BUCKETS];
 };

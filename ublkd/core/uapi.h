@@ -35,6 +35,18 @@
 /* Commands on /dev/ublkcN. */
 #define UBLK_U_IO_FETCH_REQ _IOWR('u', 0x20, struct ublksrv_io_cmd)
 #define UBLK_U_IO_COMMIT_AND_FETCH_REQ _IOWR('u', 0x21, struct ublksrv_io_cmd)
+#define UBLK_U_IO_REGISTER_IO_BUF _IOWR('u', 0x23, struct ublksrv_io_cmd)
+#define UBLK_U_IO_UNREGISTER_IO_BUF _IOWR('u', 0x24, struct ublksrv_io_cmd)
+
+/*
+ * The SQE-group series (posted up to V10, not merged): a leader that lends
+ * its request's pages to the members behind it. PROVIDE_IO_BUF has the number
+ * that mainline gave to REGISTER_IO_BUF, so no group is ever submitted before
+ * lease_probe_group() has said yes.
+ */
+#define UBLKD_U_IO_PROVIDE_IO_BUF UBLK_U_IO_REGISTER_IO_BUF
+#define UBLKD_IOSQE_SQE_GROUP (1U << 7)
+#define UBLKD_IOSQE_GROUP_BUF IOSQE_IO_DRAIN /* its meaning on a member */
 
 #define UBLK_IO_RES_OK 0
 #define UBLK_IO_RES_ABORT (-ENODEV)

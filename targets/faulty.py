@@ -1,0 +1,120 @@
+"""The faulty target: another target whose members fall short, stumble, fail and dawdle.
+
+For tests of whatever stands above or below. What happens follows from ``--seed`` alone: the same
+requests meet the same faults. Decides here; faulty.c serves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+from ublkd import registry
+from ublkd._core import ffi, lib
+from ublkd.errors import UsageError, printable
+from ublkd.target import API_VERSION, Native, Option, OptionValue, Target
+
+UNITS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+"""Nanoseconds."""
+
+
+def _share(name: str, text: str) -> int:
+    """A probability, as a share of 2^32. Raises UsageError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise UsageError(
+            f"--{name} {printable(text)!r} is not a probability", hint="a number from 0 to 1"
+        )
+    return round(share * (1 << 32))
+
+
+def _error(text: str) -> tuple[int, int]:
+    """NAME:SHARE as a negative errno and a share."""
+    name, _, share = text.partition(":")
+    number = getattr(errno, name.upper(), None) if re.fullmatch("[A-Za-z0-9]+", name) else None
+    if not isinstance(number, int):
+        raise UsageError(
+            f"--error {printable(text)!r} names no errno", hint="like EIO:0.001 or ENOSPC:0.1"
+        )
+    return -number, _share("error", share or "1")
+
+
+def _delay(text: str) -> tuple[int, int]:
+    """TIME:SHARE as nanoseconds and a share."""
+    match = re.fullmatch(r"(\d{1,9})(us|ms|s)(?::(.*))?", text, re.ASCII)
+    if not match:
+        raise UsageError(f"--delay {printable(text)!r} is not a time", hint="like 5ms:0.01 or 1s")
+    return int(match[1]) * UNITS[match[2]], _share("delay", match[3] or "1")
+
+
+class FaultyTarget:
+    """Stands before the target named with ``--over``, whose options it takes as well."""
+
+    api_version: ClassVar[int] = API_VERSION
+    options: ClassVar[Sequence[Option]] = (
+        Option(name="over", help="the target to spoil", kind="target", required=True),
+        Option(name="short", help="share of transfers cut short at a block (0 to 1)", default="0"),
+        Option(name="odd", help="share of transfers cut short at any byte", default="0"),
+        Option(name="again", help="share of transfers that say EAGAIN", default="0"),
+        Option(name="error", help="ERRNO:SHARE of requests that fail (like EIO:0.001)"),
+        Option(name="delay", help="TIME:SHARE of requests that wait (like 5ms:0.01)"),
+        Option(name="seed", help="a number; the same one brings the same faults", default="0"),
+    )
+
+    def __init__(self, over: Target, options: Mapping[str, OptionValue]) -> None:
+        """Takes the other target over, to close it."""
+        self._over = over
+        self._told = {key: options[key] for key in ("short", "odd", "again", "error", "delay")}
+        seed = str(options["seed"])
+        if not re.fullmatch("[0-9]{1,18}", seed, re.ASCII):
+            raise UsageError(f"--seed {printable(seed)!r} is not a number", hint="like 7")
+        inner = over.native()
+        self._handle = ffi.new("struct faulty *")
+        self._handle.over = inner.ops
+        self._handle.over_target = inner.handle
+        self._handle.seed = int(seed)
+        self._handle.block = over.params.logical_block
+        self._handle.short_by_block = _share("short", str(options["short"]))
+        self._handle.short_by_byte = _share("odd", str(options["odd"]))
+        self._handle.again = _share("again", str(options["again"]))
+        if options["error"] is not None:
+            self._handle.error_number, self._handle.error = _error(str(options["error"]))
+        if options["delay"] is not None:
+            self._handle.delay_ns, self._handle.delay = _delay(str(options["delay"]))
+        self.params = dataclasses.replace(over.params, max_members=over.params.max_members + 1)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
+        """The options above and those of the other target, by key. Raises UblkdError."""
+        inner = registry.load(str(options["over"]))
+        if issubclass(inner, FaultyTarget):
+            raise UsageError("faulty over faulty makes no sense", hint="name another target")
+        over = inner.from_options(options)
+        try:
+            return cls(over, options)
+        except BaseException:
+            over.close()
+            raise
+
+    def files(self) -> Sequence[int]:
+        """The other target's."""
+        return self._over.files()
+
+    def native(self) -> Native:
+        """See faulty.c."""
+        return Native(lib.faulty_ops(), self._handle)
+
+    def describe(self) -> Mapping[str, OptionValue]:
+        """The other target's words, and the faults."""
+        faults = {f"fault_{key}": value for key, value in self._told.items() if value is not None}
+        return dict(self._over.describe()) | faults
+
+    def close(self) -> None:
+        """Let go of the other target."""
+        self._over.close()

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+#include "watch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int watch_init(struct watch *w, const struct fake_config *cfg,
+	       const struct ublksrv_io_desc *iods)
+{
+	w->cfg = cfg;
+	w->iods = iods;
+	w->flights = calloc((size_t)cfg->depth * cfg->max_members,
+			    sizeof(*w->flights));
+	w->tags = calloc(cfg->depth, sizeof(*w->tags));
+	if (!w->flights || !w->tags)
+		return -ENOMEM;
+	for (uint16_t tag = 0; tag < cfg->depth; tag++)
+		w->tags[tag].flights =
+			w->flights + (size_t)tag * cfg->max_members;
+	return 0;
+}
+
+void watch_deinit(struct watch *w)
+{
+	free(w->log);
+	free(w->tags);
+	free(w->flights);
+}
+
+void watch_script(struct watch *w, struct outcome *outcomes, uint32_t n)
+{
+	w->outcomes = outcomes;
+	w->nr_outcomes = n;
+	w->nr_log = 0;
+	w->completions = 0;
+}

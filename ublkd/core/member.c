@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+#include "member.h"
+
+#include <linux/fs.h>
+
+#include "ring.h"
+
+bool member_carries_data(const struct member *m)
+{
+	return m->op == MEMBER_READ || m->op == MEMBER_WRITE;
+}
+
+bool member_transfers(const struct member *m)
+{
+	return member_carries_data(m) || m->op == MEMBER_ZEROES;
+}
+
+uint64_t member_resume_at(const struct group *g, const struct member *m)
+{
+	return m->done - m->done % g->env->align;
+}
+
+uint32_t member_next_bytes(const struct group *g, const struct member *m)
+{
+	uint64_t rest = m->len - member_resume_at(g, m);
+
+	if (m->op == MEMBER_ZEROES && rest > ZEROES_BYTES)
+		rest = ZEROES_BYTES;
+	return (uint32_t)rest;
+}
+
+static void prep_transfer(struct group *g, const struct member *m,
+			  struct io_uring_sqe *sqe)
+{
+	uint64_t at = member_resume_at(g, m);
+
+	if (member_carries_data(m)) {
+		lease_bind(g->env->leases, &g->lease, g->tag, sqe,
+			   m->op == MEMBER_WRITE, m->buf + at,
+			   member_next_bytes(g, m));
+	} else {
+		sqe->opcode = IORING_OP_WRITE;
+		sqe->addr = (__u64)(uintptr_t)g->env->zeroes;
+		sqe->len = member_next_bytes(g, m);
+	}
+	sqe->off = m->offset + at;
+	sqe->rw_flags = (int)m->flags;
+}
+
+void member_issue(struct group *g, unsigned int index)
+{
+	const struct member *m = &g->members[index];
+	struct io_uring_sqe *sqe;
+
+	if (member_carries_data(m))
+		lease_lead(g->env->leases, &g->lease, g->tag);
+	sqe = ring_sqe(g->env->ring);
+	switch (m->op) {
+	case MEMBER_FSYNC:
+		sqe->opcode = IORING_OP_FSYNC;
+		sqe->fsync_flags = m->flags;
+		break;
+	case MEMBER_FALLOCATE:
+		sqe->opcode = IORING_OP_FALLOCATE;
+		sqe->off = m->offset;
+		sqe->addr = m->len;
+		sqe->len = m->flags;
+		break;
+	case MEMBER_DISCARD:
+		sqe->opcode = IORING_OP_URING_CMD;
+		sqe->off = UBLKD_BLOCK_URING_CMD_DISCARD;
+		sqe->addr = m->offset;
+		sqe->addr3 = m->len;
+		break;
+	case MEMBER_DELAY:
+		sqe->opcode = IORING_OP_TIMEOUT;
+		sqe->fd = -1;
+		sqe->addr = (__u64)(uintptr_t)&m->wait;
+		sqe->len = 1;
+		break;
+	default:
+		prep_transfer(g, m, sqe);
+	}
+	if (m->op != MEMBER_DELAY) {
+		sqe->fd = m->file;
+		sqe->flags |= IOSQE_FIXED_FILE;
+	}
+	if (m->again) /* let a kernel worker do the waiting */
+		sqe->flags |= IOSQE_ASYNC;
+	sqe->user_data = (uint64_t)index << 16 | g->tag;
+}

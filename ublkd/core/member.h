@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Members, the group that they belong to, and how each kind becomes an SQE.
+ * What a result means is group.c's business.
+ */
+#ifndef UBLKD_MEMBER_H
+#define UBLKD_MEMBER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lease.h"
+#include "target.h"
+
+struct queue_stats;
+struct ring;
+
+enum member_op {
+	MEMBER_READ,
+	MEMBER_WRITE,
+	MEMBER_ZEROES, /* a write whose source is zeroes */
+	MEMBER_FSYNC,
+	MEMBER_FALLOCATE,
+	MEMBER_DISCARD, /* on a block device */
+	MEMBER_DELAY, /* ends after a time, with -ETIME */
+};
+
+struct member {
+	uint8_t op;
+	uint8_t again; /* issues in a row that moved nothing new */
+	bool excused; /* done, whatever it did */
+	uint16_t file; /* fixed file slot */
+	uint32_t flags; /* RWF_*, IORING_FSYNC_*, FALLOC_FL_* */
+	uint64_t offset; /* bytes, in the file */
+	uint64_t len; /* bytes */
+	uint64_t done; /* bytes */
+	uint32_t buf; /* bytes, in the request */
+	struct __kernel_timespec wait; /* of a delay */
+};
+
+/* What all groups of one queue have in common. */
+struct group_env {
+	struct ring *ring;
+	struct lease_table *leases;
+	struct queue_stats *stats;
+	const struct ublkd_target_ops *ops;
+	void *target;
+	uint32_t block; /* bytes of a logical block */
+	uint32_t align; /* bytes that a transfer's file offset must keep to */
+	uint16_t max_members;
+	const void *zeroes; /* ZEROES_BYTES of them */
+	/* Hands a result that obeys the rules to the kernel. */
+	void (*commit)(struct group *g, int result);
+	void *owner; /* of commit() */
+};
+
+#define ZEROES_BYTES (1U << 20)
+
+struct group {
+	struct group_env *env;
+	const struct ublksrv_io_desc *iod;
+	struct lease lease;
+	uint64_t size; /* bytes of the request */
+	uint64_t covered; /* [0, covered) has members, without a gap */
+	uint64_t limit; /* no byte at or beyond it counts as moved */
+	int error; /* the first one */
+	int answer; /* of group_complete() */
+	uint64_t began; /* ns */
+	uint16_t tag;
+	uint16_t nr_members;
+	uint16_t nr_pending;
+	bool answered;
+	struct member *members; /* env->max_members of them */
+};
+
+/* Moves bytes of the request itself. */
+bool member_carries_data(const struct member *m);
+
+/* Everything that a read or a write moves, from memory of any kind. */
+bool member_transfers(const struct member *m);
+
+/*
+ * Where the next transfer starts. Direct I/O cannot go on at any byte: it
+ * takes the part of a block that has moved already once more.
+ */
+uint64_t member_resume_at(const struct group *g, const struct member *m);
+
+/* Bytes of the next transfer: all the rest, or what the zeroes suffice for. */
+uint32_t member_next_bytes(const struct group *g, const struct member *m);
+
+/* Issues it, for the first time or for what it has not moved yet. */
+void member_issue(struct group *g, unsigned int index);
+
+#endif
