@@ -54,7 +54,8 @@ shell: $(VENV)/installed.stamp ## an interactive shell in a guest
 # An explicit KERNEL means the lab; else this host serves if it can.
 demo: $(VENV)/installed.stamp ## a sparse file becomes a verified disk, here or in a guest [KERNEL=] [LEASE=]
 	@if [ "$(origin KERNEL)" = file ] && [ "$$(id -u)" = 0 ] && \
-		{ [ -e /dev/ublk-control ] || modprobe -q ublk_drv 2>/dev/null; }; then \
+		{ [ -e /dev/ublk-control ] || modprobe -q ublk_drv 2>/dev/null; } && \
+		$(BIN)/ublkd features >/dev/null 2>&1; then \
 		PATH="$(CURDIR)/$(BIN):$$PATH" LEASE=$(LEASE) sh tests/demo.sh; \
 	else \
 		LEASE=$(LEASE) WORK=/scratch $(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \

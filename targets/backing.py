@@ -94,6 +94,13 @@ class Backing:
         return _queue_limit(self.fd, "rotational") == 1
 
     @property
+    def how_to_grow(self) -> str:
+        """A hint for one that is too small; never one that could cut it."""
+        if self.is_block_device:
+            return "give a larger device"
+        return "make it larger, for example with 'truncate -s +10G'"
+
+    @property
     def identity(self) -> str:
         """What tells it from another one put in its place: device and inode."""
         found = os.fstat(self.fd)

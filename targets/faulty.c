@@ -91,8 +91,12 @@ static int faulty_on_cqe(void *target, struct group *g, unsigned int member,
 	const struct faulty *f = target;
 
 	if (g->members[member].op == MEMBER_DELAY) {
+		int ret = serve(f, g);
+
 		group_excuse(g, member);
-		return serve(f, g);
+		if (ret < 0)
+			group_complete(g, ret);
+		return 0;
 	}
 	res = spoil(f, g, member, res);
 	if (f->over->on_cqe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -52,6 +54,7 @@ class Legs:
                 f"target {target} needs more than one --file, and at most {most}",
                 hint=f"ublkd add --target {target} --file A --file B",
             )
+        _refuse_twice(paths)
         block = options["block_size"]
         with ExitStack() as undo:
             backings: list[Backing] = []
@@ -63,7 +66,6 @@ class Legs:
                     block=block if isinstance(block, int) else None,
                 )
                 undo.callback(backing.close)
-                _refuse_twice(backing, backings)
                 backings.append(backing)
             undo.pop_all()
         return cls(backings)
@@ -81,7 +83,7 @@ class Legs:
             poor = self.backings[sizes.index(min(sizes))]
             raise UblkdError(
                 f"{printable(poor.path)} has {min(sizes)} bytes, less than {multiple}",
-                hint="make it larger, for example with 'truncate -s 10G'",
+                hint=poor.how_to_grow,
             )
         over = sum(sizes) - size * len(sizes)
         return size, f"{over} bytes of the larger ones are left out" if over else ""
@@ -132,10 +134,18 @@ class Legs:
             backing.close()
 
 
-def _refuse_twice(backing: Backing, others: Sequence[Backing]) -> None:
-    for other in others:
-        if other.identity == backing.identity:
+def _refuse_twice(paths: Sequence[str]) -> None:
+    """Before any is opened: our own lock on one would look like another program's."""
+    seen: dict[tuple[int, int], str] = {}
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError:
+            continue  # opening it says what is wrong
+        key = (0, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+        if key in seen:
             raise UblkdError(
-                f"{printable(backing.path)} and {printable(other.path)} are the same file",
+                f"{printable(path)} and {printable(seen[key])} are the same file",
                 hint="each --file needs one of its own",
             )
+        seen[key] = path

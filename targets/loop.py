@@ -114,7 +114,7 @@ class LoopTarget:
             raise UblkdError(
                 f"{printable(backing.path)} has {whole} bytes{behind}, less than one block of "
                 f"{block}",
-                hint="make it larger, for example with 'truncate -s 10G'",
+                hint="give a smaller --offset" if self._offset else backing.how_to_grow,
             )
         warning = ""
         if size != whole:

@@ -88,13 +88,17 @@ static int mirror_submit(void *target, struct group *g,
 	return ret;
 }
 
-static bool is_failure(const struct member *member, int res)
+static bool is_failure(const struct group *g, unsigned int index, int res)
 {
+	const struct member *member = &g->members[index];
 	bool data = member->op == MEMBER_READ || member->op == MEMBER_WRITE ||
 		    member->op == MEMBER_ZEROES;
 
-	/* not yet, or not its kind of work: it holds what it held */
-	if (res == -EAGAIN || res == -EINTR || res == -EOPNOTSUPP)
+	if (res == -EAGAIN || res == -EINTR)
+		return group_last_try(g, index);
+	/* not its kind of work: it holds what it held */
+	if (res == -EOPNOTSUPP &&
+	    (member->op == MEMBER_DISCARD || member->op == MEMBER_FALLOCATE))
 		return false;
 	return res < 0 || (data && res == 0);
 }
@@ -107,7 +111,7 @@ static int mirror_on_cqe(void *target, struct group *g, unsigned int member,
 	uint32_t leg = g->members[member].file - 1U;
 
 	res = backing_on_cqe(&m->legs[leg], g, member, res);
-	if (!is_failure(&g->members[member], res) || !give_up(m, g, leg))
+	if (!is_failure(g, member, res) || !give_up(m, g, leg))
 		return res;
 	group_excuse(g, member);
 	if (iod_op(g->iod) == UBLK_IO_OP_READ)

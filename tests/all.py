@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
+PLAIN = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS")} | {
+    "NO_COLOR": "1"
+}
 SUMMARY = re.compile(r"^=*\s*((?:\d+ [a-z]+(?:, )?)+) in [0-9.]+s")
 
 
@@ -71,7 +75,7 @@ def run(step: Step) -> Outcome:
     found: dict[str, int] = {}
     with subprocess.Popen(
         step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", stdin=subprocess.DEVNULL,
+        errors="replace", stdin=subprocess.DEVNULL, env=PLAIN,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:

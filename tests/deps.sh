@@ -3,6 +3,7 @@
 # What the build and the lab need from the system: installs it as root on Debian and its kin,
 # elsewhere says what is missing.
 set -eu
+PATH=$PATH:/usr/sbin:/sbin # where depmod and e2fsck are, for a user as well
 
 missing=""
 need() { # package, then a test that succeeds when it is there
@@ -13,6 +14,7 @@ need() { # package, then a test that succeeds when it is there
 has_venv() { python3 -c 'import ensurepip, venv'; }
 
 need gcc command -v gcc
+need git command -v git
 need pkg-config command -v pkg-config
 need liburing-dev pkg-config --exists liburing
 need python3-dev python3 -c 'import sysconfig, os; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")'
@@ -31,7 +33,7 @@ fi
 need kmod command -v depmod
 need e2fsprogs command -v e2fsck
 need fio command -v fio
-need dmsetup sh -c "PATH=$PATH:/sbin:/usr/sbin command -v dmsetup"
+need dmsetup command -v dmsetup
 need libasan8 sh -c 'ls /usr/lib/gcc/*/*/libasan.so'
 
 [ -n "$missing" ] || exit 0

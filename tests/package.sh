@@ -17,6 +17,9 @@ works() ( # the command of an environment that holds nothing but the package
 	"$1/bin/python" -c 'import ublkd.targets.loop, ublkd.targets.null, ublkd.device'
 )
 
+# the checkout may be somebody else's, as in a container
+printf '[safe]\n\tdirectory = *\n' >"$work/gitconfig"
+export GIT_CONFIG_GLOBAL="$work/gitconfig"
 git clone -q . "$work/tree"
 cd "$work/tree"
 "$bin/python" -c 'import mesonpy; print("sdist:", mesonpy.build_sdist("../dist"))' 2>"$work/log" \

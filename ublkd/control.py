@@ -164,7 +164,7 @@ class Control:
         raw.len = ffi.sizeof(raw[0])
         try:
             self._command(Cmd.GET_PARAMS, dev_id, buf=raw, length=raw.len)
-        except CommandError:
+        except (CommandError, TimedOutError):  # a device that hangs does not tell
             return 0
         return int(raw.basic.dev_sectors) * SECTOR
 

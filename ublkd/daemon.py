@@ -68,7 +68,9 @@ def _open_target(config: DeviceConfig) -> Target:
 def _signals() -> Iterator[int]:
     """A descriptor that becomes readable when SIGTERM or SIGINT arrives."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    chosen = (signal.SIGTERM, signal.SIGINT)
+    chosen = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
+        chosen.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in chosen}
     old_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
@@ -88,12 +90,11 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
     UblkdError where it never did, or where a queue failed later; the device is gone in the first
     case and dead in the second.
     """
-    with Control() as control, contextlib.ExitStack() as undo:
+    with Control() as control:
         features = negotiate(
             control.get_features(), config.lease, groups=groups(), partscan=config.partscan
         )
         target = _open_target(config)
-        undo.callback(target.close)
         device = Device(control, config, target, features, StateDir(), cookie=cookie)
         with _signals() as signalled, device as disk:
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
@@ -180,11 +181,19 @@ def _hear(read_end: int, pid: int) -> Ready:
 def _how_it_died(pid: int) -> str:
     status = os.waitpid(pid, 0)[1]
     code = os.waitstatus_to_exitcode(status)
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    if code >= 0:
+        return f"exit status {code}"
+    named = -code in {int(number) for number in signal.Signals}
+    return f"signal {signal.Signals(-code).name if named else -code}"
 
 
 def _end(pid: int) -> None:
     """End a daemon that is of no use: gently, then not."""
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+    except ChildProcessError:  # reaped already: the number may be somebody else's by now
+        return
     for number, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0)):
         try:
             os.kill(pid, number)

@@ -46,7 +46,9 @@ class Device:
         cookie: int,
         lease_slots: int | None = None,
     ) -> None:
-        """``cookie``: 64 bits that mark the device in the driver (state.new_cookie).
+        """Takes the target over, to close it, once entered.
+
+        ``cookie``: 64 bits that mark the device in the driver (state.new_cookie).
 
         ``lease_slots``: entries of each queue's buffer table, by default one per tag; requests
         of the tags beyond are copied.
@@ -62,6 +64,8 @@ class Device:
         """Becomes readable when a queue has ended, and stays so."""
         self._queues: list[Queue] = []
         self._undo = ExitStack()
+        self._dev_fd: int | None = None
+        self._left = False
         self.info: DevInfo | None = None
 
     @property
@@ -85,24 +89,26 @@ class Device:
     def failure(self) -> str:
         """Why a queue ended before its time; empty while all is well."""
         for queue in self._queues:
-            if queue.result:
-                return f"queue {queue.qid} ended: {reason(-queue.result)}"
+            if error := queue.error:
+                return f"queue {queue.qid}: {reason(-error)}"
         return ""
 
     def __enter__(self) -> Self:
         undo = ExitStack()
         try:
+            # the target is let go last: its lock must outlive every queue's I/O
+            undo.callback(self._target.close)
             undo.callback(os.close, self.ended_fd)
             self.info = self._add()
-            undo.callback(self._states.remove, self.id)
+            undo.callback(self._forget)
             undo.callback(self._delete)
             granted(self._features, self.info.flags)
             self._control.set_params(self.id, self._target.params, max_io=self.info.max_io)
             counters = undo.enter_context(
                 stats.create(self._states.counters(self.id), self.info.queues)
             )
-            dev_fd = self._open_char_device()
-            undo.callback(os.close, dev_fd)
+            dev_fd = self._dev_fd = self._open_char_device()
+            undo.callback(self._close_char_device)
             self._start_queues(dev_fd, counters)
             self._control.start_dev(self.id, os.getpid())
         except BaseException as error:
@@ -137,9 +143,8 @@ class Device:
         self._unwind(self._undo, kind, error, trace)
 
     def leave(self) -> None:
-        """End the queues but leave the device in the driver, for whoever stopped it to delete."""
-        self._end_queues()
-        self._undo.pop_all()
+        """Let the device stay in the driver after ``__exit__``: whoever stopped it deletes it."""
+        self._left = True
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until a queue has ended; whether one has."""
@@ -253,6 +258,7 @@ class Device:
                 files=self._target.files(),
                 native=self._target.native(),
                 stats=counter,
+                notify_fd=self.ended_fd,
             )
             self._queues.append(Queue(config, self._on_queue_end))
         for queue in self._queues:
@@ -270,6 +276,9 @@ class Device:
         """Stop the device, which ends the queues, and wait for their threads."""
         if not self._queues:
             return
+        if all(queue.ended for queue in self._queues):
+            # what they left unanswered only the driver can fail, once nobody serves
+            self._close_char_device()
         with contextlib.suppress(UblkdError):
             self._control.stop_dev(self.id)
         until = time.monotonic() + END_SECONDS
@@ -283,7 +292,18 @@ class Device:
             queue.free()
         self._queues.clear()
 
+    def _close_char_device(self) -> None:
+        if self._dev_fd is not None:
+            os.close(self._dev_fd)
+            self._dev_fd = None
+
+    def _forget(self) -> None:
+        if not self._left:
+            self._states.forget(self.id, self._cookie)
+
     def _delete(self) -> None:
+        if self._left:
+            return
         try:
             self._control.del_dev(self.id)
         except CommandError as error:

@@ -100,14 +100,18 @@ def _look(control: Control, states: StateDir, dev_id: int) -> Found | None:
 def find(control: Control, states: StateDir, word: str) -> Found:
     """The device that a number, a name or a node's path means. Raises UblkdError."""
     match = re.fullmatch(r"(?:(?:/dev/)?ublk[bc])?([0-9]{1,7})", word)
-    for device in devices(control, states):
-        name = device.state.name if device.state else None
-        if (match and device.info.id == int(match[1])) or (name is not None and name == word):
-            return device
-    raise UblkdError(
-        f"there is no ublk device {printable(word)!r}",
-        hint="a number, a name, or a path like /dev/ublkb0; 'ublkd list' shows them",
-    )
+    if match:  # the others are not asked: one of them may hang
+        dev_id = int(match[1])
+    else:
+        named = (i for i in states.ids() if (state := states.read(i)) and state.name == word)
+        dev_id = next(named, -1)
+    device = _look(control, states, dev_id) if dev_id >= 0 else None
+    if device is None or not (match or device.state):
+        raise UblkdError(
+            f"there is no ublk device {printable(word)!r}",
+            hint="a number, a name, or a path like /dev/ublkb0; 'ublkd list' shows them",
+        )
+    return device
 
 
 def counters(states: StateDir, device: Found) -> list[dict[str, Any]]:
@@ -144,13 +148,15 @@ def _refuse_claimed(device: Found, force: bool) -> None:
         )
 
 
-def stop(control: Control, device: Found, *, force: bool = False) -> None:
+def stop(control: Control, states: StateDir, found: Found, *, force: bool = False) -> None:
     """Take the disk away and end its daemon; the number stays until it is deleted.
 
     Refuses a disk that is in use, and one that is only open where the kernel can tell
     (SAFE_STOP_DEV, Linux 7.0), unless ``force``.
     """
-    _refuse_foreign(device)
+    device = _again(control, states, found)
+    if device is None:
+        return  # it is gone, which is what was wanted
     _refuse_claimed(device, force)
     with _watch(device.info.pid) as daemon:
         try:
@@ -169,29 +175,38 @@ def stop(control: Control, device: Found, *, force: bool = False) -> None:
         _wait_gone(daemon, device)
 
 
-def delete(control: Control, states: StateDir, device: Found, *, force: bool = False) -> str:
+def delete(control: Control, states: StateDir, found: Found, *, force: bool = False) -> str:
     """Stop the device, wait for its daemon to end, and remove every trace of it.
 
     Returns a warning, or nothing.
     """
-    _refuse_foreign(device)
+    device = _again(control, states, found)
+    if device is None:
+        states.forget(found.info.id, found.info.cookie)
+        return ""
     _refuse_claimed(device, force)
     free = True
     try:
         with _watch(device.info.pid) as daemon:
             control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
-        free = control.del_dev(device.info.id)
+        with states.lock():  # as long as it is held, no add of ours takes the number
+            if _again(control, states, device):
+                free = control.del_dev(device.info.id)
     except CommandError as error:
         if error.errno != errno.ENODEV:  # somebody else was faster
             raise
-    with states.lock():
-        state = states.read(device.info.id)
-        if state is None or state.cookie == device.info.cookie:
-            states.remove(device.info.id)
+    states.forget(device.info.id, device.info.cookie)
     if free:
         return ""
     return f"a program still has {device.node} open: its number stays taken until that ends"
+
+
+def _again(control: Control, states: StateDir, found: Found) -> Found | None:
+    """The device as it is now; None if it is gone, or another one has its number."""
+    _refuse_foreign(found)
+    now = _look(control, states, found.info.id)
+    return now if now and now.info.cookie == found.info.cookie else None
 
 
 @contextlib.contextmanager

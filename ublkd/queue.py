@@ -31,6 +31,7 @@ class QueueConfig:
     files: Sequence[int]
     native: Native
     stats: Any  # struct queue_stats *
+    notify_fd: int  # an eventfd that hears of the first failure, and of the end
 
 
 class Queue:
@@ -66,12 +67,14 @@ class Queue:
                 "ops": config.native.ops,
                 "target": config.native.handle,
                 "stats": config.stats,
+                "notify_fd": config.notify_fd,
             },
         )
         out = ffi.new("struct queue **")
         ret = lib.queue_new(raw, out)
         if ret < 0:
-            raise UblkdError(f"cannot make queue {config.qid}: {reason(-ret)}")
+            hint = "lower --depth" if ret in (-errno.E2BIG, -errno.ENOMEM) else ""
+            raise UblkdError(f"cannot make queue {config.qid}: {reason(-ret)}", hint=hint)
         return out[0]
 
     def start(self) -> None:
@@ -83,6 +86,16 @@ class Queue:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.result = lib.queue_run(self._handle)
         self._on_end()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its thread has come and gone."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
+    @property
+    def error(self) -> int:
+        """The first failure, a negative errno, even while the queue still runs; 0: none."""
+        return self.result or int(lib.queue_error(self._handle))
 
     def wait_ready(self, seconds: float) -> None:
         """Return once every tag can take a request. Raises UblkdError with the cause if not."""

@@ -145,6 +145,13 @@ class StateDir:
         stems = {name.partition(".")[0] for name in entries if not name.startswith(".")}
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
 
+    def forget(self, dev_id: int, cookie: int) -> None:
+        """Forget that very device: a later one of its number keeps its files."""
+        with self.lock():
+            state = self.read(dev_id)
+            if state is None or state.cookie == cookie:
+                self.remove(dev_id)
+
     def remove(self, dev_id: int) -> None:
         """Forget a device."""
         for path in (self.counters(dev_id), self.file(dev_id)):

@@ -130,8 +130,8 @@ def _prefix(
     played: Mapping[int, Played],
 ) -> int:
     """Bytes from 0 on that somebody moved and that nobody who should have has left out."""
-    if not accepted and request.answer is not None:
-        return min(request.answer, request.size)
+    if request.answer is not None and not any(m.op in (Op.READ, Op.WRITE) for m in accepted):
+        return min(request.answer, request.size, *(m.buf for m in refused))
     here, missing = bytearray(request.size + 1), bytearray(request.size + 1)
     for i, m in enumerate(accepted):
         if m.op in (Op.READ, Op.WRITE):

@@ -31,7 +31,7 @@ class Queues:
         c = self.core.ffi.new("struct queue_config *")
         c.dev_fd, c.depth, c.max_io, c.block, c.max_members = dev_fd, QUEUE_DEPTH, 1 << 20, 512, 4
         c.align = 1
-        c.align = 1
+        c.notify_fd = -1
         c.lease = self.core.lib.LEASE_COPY
         c.lease_slots = QUEUE_DEPTH
         c.ops = self.core.lib.null_ops()
@@ -173,8 +173,20 @@ def test_without_a_descriptor_left_the_queue_ends(queues: Queues, new_file: File
 
 
 def test_the_deepest_queue_fails_as_cleanly(queues: Queues, new_file: FileMaker) -> None:
-    assert queues.new(new_file(bytes(1 << 20)), depth=4096, max_members=64) == 0
+    assert queues.new(new_file(bytes(1 << 20)), depth=4096, max_members=12) == 0
     assert queues.run() == -errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize(("depth", "members"), [(4096, 64), (4096, 14), (979, 64)])
+def test_more_members_at_once_than_a_ring_can_tell_of_are_refused(
+    queues: Queues, depth: int, members: int
+) -> None:
+    assert queues.new(depth=depth, max_members=members) == -errno.E2BIG
+
+
+def test_as_many_members_at_once_as_a_ring_can_tell_of_are_taken(queues: Queues) -> None:
+    for depth, members in ((4096, 13), (978, 64)):
+        assert queues.new(depth=depth, max_members=members) == 0
 
 
 def test_several_wait_for_the_same_end(queues: Queues, new_file: FileMaker) -> None:

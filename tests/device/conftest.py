@@ -30,6 +30,8 @@ def why_not() -> str:
         return "needs root"
     if not Path("/dev/ublk-control").exists():
         return "needs the ublk driver (modprobe ublk_drv)"
+    if not IN_LAB and any(Path("/sys/class/ublk-char").glob("*")):
+        return "this machine has ublk devices, and the tests would delete them"
     return ""
 
 
@@ -120,6 +122,13 @@ def _collect(read_end: int, pid: int, seconds: float) -> str:
     if not said and status:
         return f"the test's process ended with status {os.waitstatus_to_exitcode(status)}"
     return (said or b"").decode(errors="replace")
+
+
+@pytest.fixture
+def lab_only() -> None:
+    """For tests that change the machine itself: its modules, its settings."""
+    if not IN_LAB:
+        pytest.skip("changes the machine: only in the lab")
 
 
 @pytest.fixture

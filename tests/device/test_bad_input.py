@@ -95,6 +95,7 @@ def test_without_root_it_says_sudo(scratch: Path) -> None:
         assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.usefixtures("lab_only")
 def test_without_the_module_it_says_which_to_load() -> None:
     run("rmmod", "ublk_drv")
     try:
@@ -106,6 +107,7 @@ def test_without_the_module_it_says_which_to_load() -> None:
     nothing_left()
 
 
+@pytest.mark.usefixtures("lab_only")
 @pytest.mark.parametrize("setting", ["2"])
 def test_with_io_uring_disabled_it_names_the_setting(setting: str) -> None:
     knob = Path("/proc/sys/kernel/io_uring_disabled")

@@ -44,5 +44,4 @@ def test_requests_without_a_buffer_slot_are_copied_and_verify_clean(scratch: Pat
             done = counted["read"]["requests"] + counted["write"]["requests"]
             assert 0 < counted["fallbacks"] < done
             assert counted["read"]["errors"] == counted["write"]["errors"] == 0
-    target.close()
     assert not os.path.exists(node)

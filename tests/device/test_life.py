@@ -74,7 +74,8 @@ def test_a_hundred_rounds_leave_nothing_behind_and_grow_nothing(scratch: Path) -
     nothing_left()
     assert len(set(fds)) == 1, f"descriptors grew: {fds[0]} to {fds[-1]}"
     assert len(threads()) == 1
-    assert max(own[10:]) - own[10] < 512, f"memory grew: {own[10]} to {max(own)} KiB"
+    # the interpreter takes its memory by the MiB: one step is its own, two would be a leak
+    assert max(own[10:]) - own[10] < 1280, f"memory grew: {own[10]} to {max(own)} KiB"
     assert max(served) - min(served) < 2048, f"daemons grew: {min(served)} to {max(served)} KiB"
 
 

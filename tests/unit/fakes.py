@@ -88,12 +88,18 @@ class FakeQueue:
     log: Log
     made: list[FakeQueue]
     stuck = False
+    ended = False
+    """Whether its thread is over before anybody stops the device."""
 
     def __init__(self, config: QueueConfig, on_end: Callable[[], None]) -> None:
         self.config, self.on_end, self.qid = config, on_end, config.qid
         self.result: int | None = None
         self.log.step(f"make {self.qid}")
         self.made.append(self)
+
+    @property
+    def error(self) -> int:
+        return self.result or 0
 
     def start(self) -> None:
         self.log.step(f"run {self.qid}")

@@ -163,6 +163,14 @@ def test_a_target_can_be_named_in_every_usual_way(words: list[str]) -> None:
     assert asked("--size", "1M", *words)["options"]["size"] == 1 << 20
 
 
+@pytest.mark.parametrize("name", ["-test.img", "-tnull"])
+def test_what_an_option_is_given_is_not_taken_for_a_target(tmp_path: Path, name: str) -> None:
+    for words in (["--target", "loop", "--file", name], ["--file", name, "--target", "loop"]):
+        config = asked(*words, cwd=tmp_path)
+        assert config["target"] == "loop"
+        assert config["options"]["file"] == f"{tmp_path}/{name}"
+
+
 def test_of_two_targets_the_last_counts() -> None:
     assert asked("-t", "loop", "-t", "null", "--size", "1M")["target"] == "null"
 

@@ -261,6 +261,7 @@ def test_a_long_message_arrives_whole(tmp_path: Path) -> None:
 
 def test_an_interrupted_start_ends_the_daemon(tmp_path: Path) -> None:
     script = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 def serve(ready, log):
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(100)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,8 @@ from ublkd.uapi import Cmd, Feature
 ASKED = Features(Lease.COPY, Feature.CMD_IOCTL_ENCODE, {Lease.AUTO: "too old"})
 UP = ["add", "write state", "params", "make 0", "make 1", "run 0", "run 1", "ready 0", "ready 1",
       "start"]  # fmt: skip
-DOWN = ["stop", "join 0", "join 1", "free 0", "free 1", "del", "forget state"]
+DOWN = ["stop", "join 0", "join 1", "free 0", "free 1", "del", "forget state",
+        "close target"]  # fmt: skip
 
 
 class Bench:
@@ -89,13 +91,13 @@ def test_every_queue_gets_its_own_counters_and_the_granted_sizes(bench: Bench) -
 def undoing(failed: str) -> list[str]:
     """What must be undone after the step ``failed``: all that was done, and no more."""
     if failed == "add":
-        return []
+        return ["close target"]
     if failed == "write state":
-        return ["del"]
+        return ["del", "close target"]
     if failed in ("params", "make 0"):  # no queue yet, so nothing to stop
-        return ["del", "forget state"]
+        return ["del", "forget state", "close target"]
     if failed == "make 1":
-        return ["stop", "join 0", "free 0", "del", "forget state"]
+        return ["stop", "join 0", "free 0", "del", "forget state", "close target"]
     return DOWN
 
 
@@ -134,7 +136,14 @@ def test_a_node_or_counters_that_cannot_be_had_leave_nothing_behind(
     before = open_fds()
     with pytest.raises(UblkdError, match="not to be had"), bench.device():
         pytest.fail("it must not come to be")
-    assert list(bench.log) == ["add", "write state", "params", "del", "forget state"]
+    assert list(bench.log) == [
+        "add",
+        "write state",
+        "params",
+        "del",
+        "forget state",
+        "close target",
+    ]
     assert bench.left() == []
     assert open_fds() == before
 
@@ -143,7 +152,7 @@ def test_a_driver_that_takes_a_feature_back_is_refused(bench: Bench) -> None:
     bench.control.given = Feature(0)
     with pytest.raises(NotPossibleError, match="CMD_IOCTL_ENCODE"), bench.device():
         pytest.fail("it must not come to be")
-    assert list(bench.log) == ["add", "write state", "del", "forget state"]
+    assert list(bench.log) == ["add", "write state", "del", "forget state", "close target"]
     assert bench.left() == []
 
 
@@ -176,7 +185,7 @@ def test_a_name_is_had_by_one_device_and_free_again_after_it(bench: Bench) -> No
         del bench.log[:]
         with pytest.raises(UblkdError, match="'db' is taken by /dev/ublkb3"):
             bench.device(name="db").__enter__()
-        assert list(bench.log) == []
+        assert list(bench.log) == ["close target"]
     with bench.device(name="db"):
         pass
 
@@ -206,15 +215,50 @@ def test_a_queue_that_failed_is_named_with_its_reason(bench: Bench) -> None:
     with bench.device() as disk:
         FakeQueue.made[1].result = -errno.EIO
         FakeQueue.made[1].on_end()
-        assert disk.failure == "queue 1 ended: input/output error"
+        assert disk.failure == "queue 1: input/output error"
         assert not disk.stopped_by_others
 
 
 def test_a_device_that_is_left_stays_in_the_driver(bench: Bench) -> None:
+    before = open_fds()
     with bench.device() as disk:
         disk.leave()
-    assert list(bench.log) == UP + DOWN[:5]
+        assert list(bench.log) == UP  # leaving only marks it
+    assert list(bench.log) == [*UP, *DOWN[:5], "close target"]
     assert list(bench.control.known) == [3]
+    assert bench.states.read(3) is not None
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("ended", [(), (0,), (0, 1)])
+def test_nobody_serves_once_every_queue_has_ended_so_that_stop_can_fail_the_rest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ended: tuple[int, ...]
+) -> None:
+    open_at_stop: list[bool] = []
+    before = open_fds()
+    with bench.device() as disk:
+        fd = disk._dev_fd
+        assert fd is not None
+        for number in ended:
+            monkeypatch.setattr(FakeQueue.made[number], "ended", True)
+        monkeypatch.setattr(
+            bench.control,
+            "stop_dev",
+            lambda _: open_at_stop.append(os.path.exists(f"/proc/self/fd/{fd}")),
+        )
+    assert open_at_stop == [len(ended) < 2]
+    assert open_fds() == before
+
+
+def test_a_dying_device_does_not_remove_its_successors_state(bench: Bench) -> None:
+    with bench.device():
+        state = bench.states.read(3)
+        assert state
+        later = replace(state, cookie=state.cookie ^ 1)
+        bench.states.write(later)
+    assert bench.states.read(3) == later
+    assert bench.states.counters(3).exists()
+    assert "forget state" not in bench.log
 
 
 def test_a_device_that_somebody_else_deleted_is_forgotten_all_the_same(bench: Bench) -> None:

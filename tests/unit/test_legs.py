@@ -12,6 +12,7 @@ from tests.unit.helpers import open_fds
 from ublkd._core import ffi, lib
 from ublkd.config import build
 from ublkd.errors import UblkdError, UsageError
+from ublkd.targets import legs
 from ublkd.targets.mirror import MirrorTarget
 from ublkd.targets.stripe import StripeTarget
 
@@ -76,10 +77,31 @@ def test_a_refused_backing_leaves_no_other_open(tmp_path: Path, make: object) ->
         assert open_fds() == before
 
 
+@pytest.mark.parametrize("make", [stripe, mirror])
+@pytest.mark.parametrize("how", ["itself", "link", "hard"])
+def test_the_same_file_twice_is_said_before_any_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: object, how: str
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        pytest.fail("it must not be opened")
+
+    one, two = files(tmp_path, 4096, 4096)
+    again = tmp_path / "again"
+    if how == "link":
+        again.symlink_to(one)
+    elif how == "hard":
+        again.hardlink_to(one)
+    monkeypatch.setattr(legs, "Backing", opened)
+    with pytest.raises(UblkdError, match="are the same file") as caught:
+        make((one, two, one if how == "itself" else str(again)))  # type: ignore[operator]
+    assert caught.value.hint
+
+
 def test_too_small_for_one_chunk_is_refused_by_name(tmp_path: Path) -> None:
     before = open_fds()
-    with pytest.raises(UblkdError, match=r"1\.img has 4096 bytes, less than 65536"):
+    with pytest.raises(UblkdError, match=r"1\.img has 4096 bytes, less than 65536") as caught:
         stripe(files(tmp_path, 1 << 20, 4096))
+    assert "truncate -s +10G" in caught.value.hint
     assert open_fds() == before
 
 

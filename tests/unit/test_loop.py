@@ -157,7 +157,11 @@ def test_a_file_under_one_block_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(bytes(size))
     error = refusal(path)
     assert f"has {size} bytes, less than one block" in error.message
-    assert "truncate" in error.hint
+    assert "truncate -s +10G" in error.hint  # which cannot cut it
+
+
+def test_an_offset_that_leaves_no_block_should_be_smaller(disk: Path) -> None:
+    assert "smaller --offset" in refusal(disk, offset="1M").hint
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.fakes import FakeControl, Log, dev_info
 from tests.unit.helpers import is_one_line, open_fds
 from ublkd import manage
-from ublkd.control import CommandError, Control
+from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
@@ -112,7 +112,7 @@ def test_what_json_tells_of_a_device_is_complete_and_json(machine: Machine) -> N
 def test_a_device_of_another_program_is_never_touched(machine: Machine, force: bool) -> None:
     foreign = machine.found(str(FAR + 1))
     with pytest.raises(UblkdError, match="was not made by ublkd"):
-        manage.stop(machine.control, foreign, force=force)
+        manage.stop(machine.control, machine.states, foreign, force=force)
     with pytest.raises(UblkdError, match="was not made by ublkd"):
         manage.delete(machine.control, machine.states, foreign, force=force)
     assert list(machine.log) == []
@@ -124,7 +124,7 @@ def test_a_disk_in_use_is_kept_unless_forced(
     monkeypatch.setattr(manage, "_claimed", lambda _: True)
     device = machine.found("db")
     with pytest.raises(UblkdError, match=r"\(db\) is in use") as caught:
-        manage.stop(machine.control, device)
+        manage.stop(machine.control, machine.states, device)
     assert "--force" in caught.value.hint
     with pytest.raises(UblkdError, match="is in use"):
         manage.delete(machine.control, machine.states, device)
@@ -192,7 +192,7 @@ def test_stop_asks_carefully_where_the_kernel_can(
     machine: Machine, flags: Feature, force: bool, command: str
 ) -> None:
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=flags)
-    manage.stop(machine.control, machine.found("db"), force=force)
+    manage.stop(machine.control, machine.states, machine.found("db"), force=force)
     assert list(machine.log) == [command]
 
 
@@ -200,7 +200,7 @@ def test_an_open_disk_is_called_open(machine: Machine) -> None:
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
     machine.log.fail_at, machine.log.error = "try stop", CommandError(Cmd.STOP_DEV, errno.EBUSY)
     with pytest.raises(UblkdError, match="is open") as caught:
-        manage.stop(machine.control, machine.found("db"))
+        manage.stop(machine.control, machine.states, machine.found("db"))
     assert "fuser" in caught.value.hint
 
 
@@ -211,7 +211,7 @@ def test_the_daemon_is_waited_for_and_named_when_it_does_not_end(
     def act() -> None:
         device = machine.found("db")
         if what == "stop":
-            manage.stop(machine.control, device)
+            manage.stop(machine.control, machine.states, device)
         else:
             manage.delete(machine.control, machine.states, device)
 
@@ -243,3 +243,64 @@ def test_a_file_that_is_only_open_is_not_claimed(tmp_path: Path) -> None:
 def test_a_missing_state_is_any(machine: Machine) -> None:
     told: dict[str, Any] = machine.found(str(FAR + 2)).as_json()
     assert (told["ours"], told["target"]) == (True, None)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_number_that_another_device_has_by_now_is_not_touched(
+    machine: Machine, force: bool
+) -> None:
+    before = machine.found("db")
+    machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 5)
+    machine.remember(FAR, OURS | 5)
+    machine.states.counters(FAR).touch()
+    assert manage.delete(machine.control, machine.states, before, force=force) == ""
+    manage.stop(machine.control, machine.states, before, force=force)
+    assert list(machine.log) == []
+    assert machine.fake.known[FAR].cookie == OURS | 5
+    state = machine.states.read(FAR)
+    assert state
+    assert state.cookie == OURS | 5
+    assert machine.states.counters(FAR).exists()
+
+
+def test_a_number_that_changes_hands_while_it_is_stopped_is_not_deleted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(dev_id: int) -> None:
+        machine.log.step("stop")
+        machine.fake.known[dev_id] = dev_info(dev_id, cookie=OURS | 5)
+        machine.remember(dev_id, OURS | 5)
+
+    monkeypatch.setattr(machine.fake, "stop_dev", stop)
+    assert manage.delete(machine.control, machine.states, machine.found("db")) == ""
+    assert list(machine.log) == ["stop"]
+    state = machine.states.read(FAR)
+    assert state
+    assert state.cookie == OURS | 5
+
+
+def test_a_device_that_is_gone_is_neither_stopped_nor_deleted(machine: Machine) -> None:
+    before = machine.found("db")
+    del machine.fake.known[FAR]
+    manage.stop(machine.control, machine.states, before)
+    assert manage.delete(machine.control, machine.states, before) == ""
+    assert list(machine.log) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "asked"),
+    [(f"{FAR + 2}", [FAR + 2]), (f"/dev/ublkb{FAR + 1}", [FAR + 1]), ("db", [FAR])],
+)
+def test_to_find_one_device_no_other_is_asked(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, word: str, asked: list[int]
+) -> None:
+    seen: list[int] = []
+    real = machine.fake.get_dev_info
+
+    def ask(dev_id: int) -> DevInfo:
+        seen.append(dev_id)
+        return real(dev_id)
+
+    monkeypatch.setattr(machine.fake, "get_dev_info", ask)
+    assert machine.found(word).info.id == asked[0]
+    assert seen == asked

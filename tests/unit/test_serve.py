@@ -6,17 +6,22 @@ import os
 import select
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from tests.unit.fakes import FakeTarget, Log
+from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log
 from tests.unit.helpers import open_fds
-from ublkd import daemon, registry
-from ublkd.config import DeviceConfig
+from ublkd import daemon, device, registry
+from ublkd.config import DeviceConfig, build
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import REQUIRED
+from ublkd.state import StateDir
 from ublkd.target import OptionValue
+from ublkd.targets import backing
+from ublkd.targets.loop import LoopTarget
 from ublkd.uapi import Feature
 
 CONFIG = DeviceConfig(target="fake", options={})
@@ -117,7 +122,7 @@ def handlers() -> list[Any]:
 def test_a_signal_ends_the_device_in_order(bench: Bench, number: signal.Signals) -> None:
     before, fds = handlers(), open_fds()
     bench.serve(lambda: os.kill(os.getpid(), number))
-    assert list(bench.log) == ["up", "down", "close target"]
+    assert list(bench.log) == ["up", "down"]
     assert handlers() == before
     assert open_fds() == fds
     assert bench.heard == [daemon.Ready(id=3)]
@@ -127,25 +132,25 @@ def test_a_signal_ends_the_device_in_order(bench: Bench, number: signal.Signals)
 
 def test_a_device_that_somebody_stopped_is_left_to_them(bench: Bench) -> None:
     bench.serve(end_it)
-    assert list(bench.log) == ["up", "leave", "down", "close target"]
+    assert list(bench.log) == ["up", "leave", "down"]
 
 
 def test_a_queue_that_fails_is_an_error_with_its_reason(bench: Bench) -> None:
     def fail() -> None:
-        Disk.made[0].failure = "queue 0 ended: input/output error"
+        Disk.made[0].failure = "queue 0: input/output error"
         Disk.made[0].end()
 
-    with pytest.raises(UblkdError, match="/dev/ublkb3 failed: queue 0 ended: input/output"):
+    with pytest.raises(UblkdError, match="/dev/ublkb3 failed: queue 0: input/output"):
         bench.serve(fail)
-    assert list(bench.log) == ["up", "leave", "down", "close target"]
+    assert list(bench.log) == ["up", "leave", "down"]
 
 
-def test_a_device_that_does_not_come_to_be_closes_its_target(bench: Bench) -> None:
+def test_a_device_that_does_not_come_to_be_is_not_gone_on_with(bench: Bench) -> None:
     bench.log.fail_at = "up"
     before, fds = handlers(), open_fds()
     with pytest.raises(UblkdError, match="made to fail"):
         bench.serve()
-    assert list(bench.log) == ["up", "close target"]
+    assert list(bench.log) == ["up"]
     assert bench.heard == []
     assert handlers() == before
     assert open_fds() == fds
@@ -157,7 +162,7 @@ def test_nobody_to_tell_takes_the_device_away(bench: Bench) -> None:
 
     with pytest.raises(BrokenPipeError):
         bench.serve(broken)
-    assert list(bench.log) == ["up", "down", "close target"]
+    assert list(bench.log) == ["up", "down"]
 
 
 def test_a_warning_of_the_target_is_told(bench: Bench) -> None:
@@ -198,3 +203,60 @@ def test_a_target_that_does_not_open_says_why(
     with pytest.raises(UblkdError, match=words):
         bench.serve()
     assert list(bench.log) == []
+
+
+class LiveDriver(FakeControl):
+    """A driver for a real Device."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeQueue.log)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def get_features(self) -> Feature:
+        return REQUIRED
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_stuck_queue_keeps_the_lock_of_the_backing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: bool
+) -> None:
+    log, kept = Log(), list[ExitStack]()
+    for name, value in (("log", log), ("made", []), ("stuck", stuck)):
+        monkeypatch.setattr(FakeQueue, name, value, raising=False)
+    monkeypatch.setattr(device, "Queue", FakeQueue)
+    monkeypatch.setattr(device, "_stuck", kept)
+    monkeypatch.setattr(
+        device.Device, "_open_char_device", lambda _: os.open(os.devnull, os.O_RDWR)
+    )
+    monkeypatch.setattr(daemon, "Control", LiveDriver)
+    monkeypatch.setattr(daemon, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(backing, "LOCK_SECONDS", 0.05)
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    config = build("loop", {"file": str(image)})
+    fds = open_fds()
+
+    def ready(_: daemon.Ready) -> None:
+        with pytest.raises(UblkdError, match="in use"):
+            LoopTarget.from_options(config.options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def serve() -> None:
+        daemon.serve(config, 1, ready, lambda _: None)
+
+    if stuck:
+        with pytest.raises(UblkdError, match="did not end"):
+            serve()
+        with pytest.raises(UblkdError, match="in use"):
+            LoopTarget.from_options(config.options)
+        (undo,) = kept
+        undo.close()
+    else:
+        serve()
+        assert kept == []
+    LoopTarget.from_options(config.options).close()
+    assert open_fds() == fds

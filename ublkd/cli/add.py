@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,13 +40,14 @@ class AddCommand(click.Command):
         **extra: Any,
     ) -> click.Context:  # fmt: skip
         """Learn the target's options before anything is parsed."""
-        name = _named(args, "--target", "-t")
+        flags = {o for p in self.params if getattr(p, "is_flag", False) for o in p.opts}
+        name = _named(args, "--target", flags, "-t")
         self.target_options: dict[str, Option] = {}
         if name is not None:
             from ublkd import registry
 
             own = {option for param in self.params for option in param.opts}
-            known = registry.options_of(name, lambda option: _named(args, f"--{option}"))
+            known = registry.options_of(name, lambda option: _named(args, f"--{option}", flags))
             self.target_options = {n: o for n, o in known.items() if f"--{n}" not in own}
         return super().make_context(info_name, args, parent, **extra)
 
@@ -66,17 +67,20 @@ class AddCommand(click.Command):
             )
 
 
-def _named(args: Sequence[str], option: str, short: str | None = None) -> str | None:
-    """What an option names, before anything is parsed."""
+def _named(
+    args: Sequence[str], option: str, flags: Container[str], short: str | None = None
+) -> str | None:
+    """What an option names, before anything is parsed; ``flags`` are followed by no value."""
     name = None  # the last one counts, as for click
-    for word, following in zip(args, [*args[1:], None], strict=False):
+    for before, word, following in zip(["", *args], args, [*args[1:], None], strict=False):
         if word == "--":
             break
-        if word in (option, short):
+        is_value = before.startswith("--") and "=" not in before and before not in flags
+        if word == option or (word == short and not is_value):
             name = following
         elif word.startswith(f"{option}="):
             name = word.removeprefix(f"{option}=")
-        elif short and word.startswith(short) and not word.startswith("--"):
+        elif short and word.startswith(short) and not is_value:
             name = word.removeprefix(short)
     return name
 

@@ -77,7 +77,7 @@ def stop(dev: str, force: bool) -> None:
     from ublkd import manage
 
     with driver() as (control, states):
-        manage.stop(control, manage.find(control, states, dev), force=force)
+        manage.stop(control, states, manage.find(control, states, dev), force=force)
 
 
 @cli.command("del", context_settings=HELP)

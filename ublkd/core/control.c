@@ -13,11 +13,12 @@
 
 #define CANCEL_GRACE_MS 1000
 
-enum { UD_COMMAND = 1, UD_CANCEL = 2 };
+#define UD_CANCEL 0 /* commands are numbered from 1 */
 
 struct control {
 	int fd;
 	bool stuck; /* a command outlived its deadline and its cancellation */
+	uint64_t seq; /* the last command's user_data */
 	struct io_uring ring;
 	/*
 	 * Commands that sleep run in a kernel worker that may outlive our
@@ -93,7 +94,8 @@ static int wait_for(struct control *c, uint64_t want, int64_t until, int *res)
 		ts.tv_nsec = left % 1000 * 1000000;
 		ret = io_uring_submit_and_wait_timeout(&c->ring, &cqe, 1, &ts,
 						       NULL);
-		if (ret < 0 && ret != -ETIME && ret != -EINTR)
+		if (ret < 0 && ret != -ETIME && ret != -EINTR &&
+		    ret != -EAGAIN && ret != -EBUSY)
 			return ret;
 		if (io_uring_peek_cqe(&c->ring, &cqe)) {
 			if (!left)
@@ -116,10 +118,10 @@ static int cancel(struct control *c)
 
 	if (sqe) {
 		memset(sqe, 0, 2 * sizeof(*sqe));
-		io_uring_prep_cancel64(sqe, UD_COMMAND, 0);
+		io_uring_prep_cancel64(sqe, c->seq, 0);
 		sqe->user_data = UD_CANCEL;
 	}
-	if (wait_for(c, UD_COMMAND, now_ms() + CANCEL_GRACE_MS, &res)) {
+	if (wait_for(c, c->seq, now_ms() + CANCEL_GRACE_MS, &res)) {
 		c->stuck = true;
 		return -ETIMEDOUT;
 	}
@@ -141,8 +143,9 @@ int control_cmd(struct control *c, uint32_t op, uint32_t dev_id, uint64_t data,
 	struct io_uring_sqe *sqe;
 	int ret, res;
 
-	if (c->stuck)
+	if (c->stuck && wait_for(c, c->seq, now_ms(), &res))
 		return -EBUSY;
+	c->stuck = false; /* its late answer has come */
 	if (len > CONTROL_BUF_BYTES)
 		return -EINVAL;
 	sqe = io_uring_get_sqe(&c->ring);
@@ -154,14 +157,16 @@ int control_cmd(struct control *c, uint32_t op, uint32_t dev_id, uint64_t data,
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->fd = c->fd;
 	sqe->off = op; /* cmd_op is its low half */
-	sqe->user_data = UD_COMMAND;
+	sqe->user_data = ++c->seq;
 	memcpy(&sqe->addr3, &cmd, sizeof(cmd)); /* the command area */
 
-	ret = wait_for(c, UD_COMMAND, now_ms() + timeout_ms, &res);
-	if (ret == -ETIMEDOUT)
+	ret = wait_for(c, c->seq, now_ms() + timeout_ms, &res);
+	if (ret == -ETIMEDOUT) {
 		res = cancel(c);
-	else if (ret < 0)
+	} else if (ret < 0) {
+		c->stuck = true; /* nobody knows what became of it */
 		return ret;
+	}
 	if (res >= 0 && len)
 		memcpy(buf, c->buf, len);
 	return res;

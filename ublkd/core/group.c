@@ -58,6 +58,7 @@ static int add(struct group *g, const struct member *m)
 		fail(g, -EINVAL, 0);
 		return -EINVAL;
 	}
+	g->has_data |= member_carries_data(m);
 	if (index == g->env->max_members) {
 		if (member_carries_data(
 			    m)) /* a sibling may have covered its bytes */
@@ -147,6 +148,11 @@ void group_excuse(struct group *g, unsigned int index)
 	g->members[index].excused = true;
 }
 
+bool group_last_try(const struct group *g, unsigned int index)
+{
+	return g->members[index].again + 1 >= MAX_AGAIN;
+}
+
 void group_report_failed(struct group *g, uint16_t file)
 {
 	g->env->stats->failed_files |= 1ULL << (file & 63);
@@ -172,7 +178,7 @@ static uint64_t prefix(const struct group *g)
 {
 	uint64_t moved = g->covered;
 
-	if (g->answered && !g->nr_members && g->answer > 0)
+	if (g->answered && !g->has_data && g->answer > 0)
 		moved = (uint64_t)g->answer;
 	if (moved > g->limit)
 		moved = g->limit;
@@ -306,6 +312,7 @@ void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 	g->limit = UINT64_MAX;
 	g->error = 0;
 	g->answered = false;
+	g->has_data = false;
 	g->nr_members = 0;
 	g->nr_pending = 0;
 	g->began = now_ns;

@@ -46,6 +46,9 @@ int group_delay(struct group *g, uint64_t ns);
  */
 void group_excuse(struct group *g, unsigned int member);
 
+/* For on_cqe(): one more -EAGAIN or -EINTR, and this member has failed. */
+bool group_last_try(const struct group *g, unsigned int member);
+
 /* Tells whoever looks that a file has failed and is done without. */
 void group_report_failed(struct group *g, uint16_t file);
 

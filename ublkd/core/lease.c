@@ -170,15 +170,19 @@ int lease_lent(struct lease_table *t, struct lease *l, uint16_t tag,
 	return 0;
 }
 
-void lease_release(struct lease_table *t, const struct lease *l, uint16_t tag)
+void lease_take_back(struct lease_table *t, uint16_t tag)
 {
-	struct io_uring_sqe *sqe;
+	struct io_uring_sqe *sqe =
+		prep_lend(t, tag, UBLK_U_IO_UNREGISTER_IO_BUF, tag);
 
-	if (!l->ours)
-		return;
-	sqe = prep_lend(t, tag, UBLK_U_IO_UNREGISTER_IO_BUF, tag);
 	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
 	sqe->user_data = UD_UNLEND | tag;
+}
+
+void lease_release(struct lease_table *t, const struct lease *l, uint16_t tag)
+{
+	if (l->ours)
+		lease_take_back(t, tag);
 }
 
 void lease_lead(struct lease_table *t, const struct lease *l, uint16_t tag)

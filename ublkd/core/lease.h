@@ -82,6 +82,9 @@ void lease_bind(const struct lease_table *t, const struct lease *l,
 int lease_end(struct lease_table *t, const struct lease *l, uint16_t tag,
 	      bool is_read, uint32_t filled);
 
+/* UNREGISTER, whose CQE has UD_UNLEND and comes only if it fails. */
+void lease_take_back(struct lease_table *t, uint16_t tag);
+
 /* Right before the commit: what was lent by hand is taken back. */
 void lease_release(struct lease_table *t, const struct lease *l, uint16_t tag);
 

@@ -70,6 +70,7 @@ struct group {
 	uint16_t nr_members;
 	uint16_t nr_pending;
 	bool answered;
+	bool has_data; /* some member moves bytes of the request */
 	struct member *members; /* env->max_members of them */
 };
 

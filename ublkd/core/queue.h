@@ -31,17 +31,26 @@ struct queue_config {
 	const struct ublkd_target_ops *ops;
 	void *target;
 	struct queue_stats *stats; /* zeroed by the caller */
+	int notify_fd; /* an eventfd that hears of the first failure; -1: none */
 };
 
-/* 0 or -errno; the config and its files are copied. */
+/*
+ * 0 or -errno; the config and its files are copied. -E2BIG: more members at
+ * once than an io_uring can tell of.
+ */
 int queue_new(const struct queue_config *cfg, struct queue **out);
 void queue_free(struct queue *q);
 
 /*
- * Serves until the driver stops the device: 0; or until nothing can be
- * served any more: -errno. Blocks; call it in a thread of its own.
+ * Serves until the driver has stopped the device; 0, or the -errno of the
+ * first failure. After a failure every request is answered with -EIO, and it
+ * is up to whoever hears of it to stop the device. Blocks; call it in a
+ * thread of its own.
  */
 int queue_run(struct queue *q);
+
+/* The first failure so far, -errno; 0: none. From any thread. */
+int queue_error(const struct queue *q);
 
 /*
  * Waits until every tag of a running queue has its FETCH in the driver: 0;

@@ -95,6 +95,16 @@ void ring_reserve(struct ring *r, unsigned int n)
 	}
 }
 
+void ring_submit_all(struct ring *r)
+{
+	while (io_uring_sq_ready(&r->uring) && !r->error) {
+		int ret = io_uring_submit(&r->uring);
+
+		if (ret < 0 && !passing(ret))
+			r->error = ret;
+	}
+}
+
 int ring_submit_and_wait(struct ring *r)
 {
 	int ret;

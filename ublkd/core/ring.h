@@ -42,6 +42,9 @@ void ring_reserve(struct ring *r, unsigned int n);
 #define UD_LEND (1ULL << 62) /* the pages' way into the buffer table */
 #define UD_UNLEND (1ULL << 61) /* and out of it */
 
+/* Submits all that is there, or sets r->error. */
+void ring_submit_all(struct ring *r);
+
 /* Submits, and waits for at least one completion; 0 or -errno. */
 int ring_submit_and_wait(struct ring *r);
 
