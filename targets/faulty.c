@@ -42,7 +42,7 @@ static uint32_t roll_member(const struct faulty *f, const struct group *g,
 
 static int serve(const struct faulty *f, struct group *g)
 {
-	return f->over->submit(f->over_target, g, g->iod);
+	return target_submit(f->over, f->over_target, g, g->iod);
 }
 
 static int faulty_submit(void *target, struct group *g,

@@ -16,6 +16,7 @@ from ublkd import registry
 from ublkd._core import ffi, lib
 from ublkd.errors import UsageError, printable
 from ublkd.target import API_VERSION, Native, Option, OptionValue, Target
+from ublkd.target.bridge import serving
 
 UNITS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 """Nanoseconds."""
@@ -74,7 +75,7 @@ class FaultyTarget:
         seed = str(options["seed"])
         if not re.fullmatch("[0-9]{1,18}", seed, re.ASCII):
             raise UsageError(f"--seed {printable(seed)!r} is not a number", hint="like 7")
-        inner = over.native()
+        inner = self._inner = serving(over, str(options["over"]))
         self._handle = ffi.new("struct faulty *")
         self._handle.over = inner.ops
         self._handle.over_target = inner.handle
@@ -108,7 +109,9 @@ class FaultyTarget:
 
     def native(self) -> Native:
         """See faulty.c."""
-        return Native(lib.faulty_ops(), self._handle)
+        ops = ffi.new("struct ublkd_target_ops *", lib.faulty_ops()[0])
+        ops.flags = self._inner.ops.flags  # what the other one needs
+        return Native(ops, self._handle, keep=self._inner)
 
     def describe(self) -> Mapping[str, OptionValue]:
         """The other target's words, and the faults."""

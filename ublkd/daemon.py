@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -91,12 +92,21 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
     case and dead in the second.
     """
     with Control() as control:
-        features = negotiate(
-            control.get_features(), config.lease, groups=groups(), partscan=config.partscan
-        )
+        offered = control.get_features()
         target = _open_target(config)
-        device = Device(control, config, target, features, StateDir(), cookie=cookie)
-        with _signals() as signalled, device as disk:
+        try:
+            features = negotiate(
+                offered,
+                config.lease,
+                groups=groups(),
+                partscan=config.partscan,
+                in_memory=target.params.in_memory,
+            )
+            device = Device(control, config, target, features, StateDir(), cookie=cookie)
+        except BaseException:
+            target.close()
+            raise
+        with _logged(log), _signals() as signalled, device as disk:
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}")  # fmt: skip
@@ -109,12 +119,30 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
             log(f"/dev/ublkb{disk.id} ends")
 
 
+@contextlib.contextmanager
+def _logged(log: Log) -> Iterator[None]:
+    """What modules say with ``logging``, targets in Python among them, goes to our log."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log(record.getMessage())
+
+    root, handler = logging.getLogger(), Handler(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
 def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
     warnings = []
     if said := target.describe().get("warning"):
         warnings.append(str(said))
     if disk.queues < config.queues:
-        warnings.append(f"{config.queues} queues were asked for, {disk.queues} made: one per CPU")
+        most = target.params.max_queues
+        why = "one per CPU" if most != disk.queues else f"target {config.target} takes no more"
+        warnings.append(f"{config.queues} queues were asked for, {disk.queues} made: {why}")
     return warnings
 
 

@@ -15,10 +15,11 @@ from ublkd import stats
 from ublkd.config import DeviceConfig
 from ublkd.control import ANY_ID, CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, reason
-from ublkd.features import Features, granted
+from ublkd.features import Features, granted, streams
 from ublkd.queue import Queue, QueueConfig
 from ublkd.state import DeviceState, StateDir, is_ours, name_taken
 from ublkd.target import Target
+from ublkd.target.bridge import serving
 
 READY_SECONDS = 30
 END_SECONDS = 60
@@ -160,7 +161,7 @@ class Device:
             try:
                 info = self._control.add_dev(
                     dev_id=ANY_ID if config.id is None else config.id,
-                    queues=config.queues,
+                    queues=min(config.queues, self._target.params.max_queues or config.queues),
                     depth=config.depth,
                     max_io=config.max_io,
                     flags=self._features.flags,
@@ -244,6 +245,8 @@ class Device:
     def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
         assert self.info is not None
         slots = self.info.depth if self._lease_slots is None else self._lease_slots
+        native = serving(self._target, self._config.target)
+        fixed_streams = streams()
         for qid, counter in enumerate(counters):
             config = QueueConfig(
                 dev_fd=dev_fd,
@@ -256,7 +259,8 @@ class Device:
                 lease_slots=slots,
                 max_members=self._target.params.max_members,
                 files=self._target.files(),
-                native=self._target.native(),
+                native=native,
+                fixed_streams=fixed_streams,
                 stats=counter,
                 notify_fd=self.ended_fd,
             )

@@ -44,6 +44,7 @@ class Rung:
     needs: Feature
     since: str
     asks: Feature = NOTHING
+    lends: bool = True
 
 
 LEND = Feature.SUPPORT_ZERO_COPY | Feature.USER_COPY
@@ -53,12 +54,14 @@ LADDER = (
     Rung(Lease.AUTO, Feature.AUTO_BUF_REG | LEND, "6.16"),
     Rung(Lease.REGISTER, LEND, "6.15"),
     Rung(Lease.GROUP, Feature.USER_COPY, "6.5", asks=LEND),
-    Rung(Lease.COPY, Feature(0), "6.0"),
-    Rung(Lease.USER_COPY, Feature.USER_COPY, "6.5"),
+    Rung(Lease.COPY, Feature(0), "6.0", lends=False),
+    Rung(Lease.USER_COPY, Feature.USER_COPY, "6.5", lends=False),
 )
 """Best first."""
 
 NO_GROUPS = "the kernel does not carry the SQE-group series"
+
+IN_MEMORY = "the target works on bytes in memory"
 
 REQUIRED = Feature.CMD_IOCTL_ENCODE
 """What no ublkd device can do without."""
@@ -85,8 +88,15 @@ def groups() -> bool:
     return bool(lib.lease_probe_group() == 1)
 
 
-def _obstacle(rung: Rung, offered: Feature, groups: bool) -> str:
-    """Why the kernel cannot do it; empty if it can."""
+def streams() -> bool:
+    """Whether SEND and RECV take lent pages here: a probe on a socketpair."""
+    return bool(lib.lane_probe() == 1)
+
+
+def _obstacle(rung: Rung, offered: Feature, groups: bool, in_memory: bool) -> str:
+    """Why it cannot be; empty if it can."""
+    if in_memory and rung.lends:
+        return IN_MEMORY
     if missing := rung.needs & ~offered:
         return f"the kernel lacks {', '.join(names(missing))} (Linux {rung.since} has it)"
     return NO_GROUPS if rung.lease is Lease.GROUP and not groups else ""
@@ -94,15 +104,21 @@ def _obstacle(rung: Rung, offered: Feature, groups: bool) -> str:
 
 def survey(offered: Feature, *, groups: bool = False) -> dict[Lease, str]:
     """Every lease, best first, with what stands in its way; nothing where it can be had."""
-    return {rung.lease: _obstacle(rung, offered, groups) for rung in LADDER}
+    return {rung.lease: _obstacle(rung, offered, groups, in_memory=False) for rung in LADDER}
 
 
 def negotiate(
-    offered: Feature, wanted: Lease | None, *, groups: bool = False, partscan: bool = True
+    offered: Feature,
+    wanted: Lease | None,
+    *,
+    groups: bool = False,
+    partscan: bool = True,
+    in_memory: bool = False,
 ) -> Features:
     """Choose the best lease that ``offered`` (the driver's features) and ``groups`` allow.
 
-    ``wanted`` insists on one. Without ``partscan`` the kernel shall not look for partitions.
+    ``in_memory``: the target must see the bytes. ``wanted`` insists on one lease. Without
+    ``partscan`` the kernel shall not look for partitions.
     Raises NotPossibleError with the reason if either cannot be had.
     """
     if REQUIRED not in offered:
@@ -118,7 +134,7 @@ def negotiate(
         )
     refused: dict[Lease, str] = {}
     for rung in LADDER:
-        if obstacle := _obstacle(rung, offered, groups):
+        if obstacle := _obstacle(rung, offered, groups, in_memory):
             refused[rung.lease] = obstacle
         elif wanted not in (None, rung.lease):
             refused[rung.lease] = f"--lease {wanted.value} was asked for" if wanted else ""

@@ -30,6 +30,7 @@ class QueueConfig:
     max_members: int
     files: Sequence[int]
     native: Native
+    fixed_streams: bool  # SEND and RECV take lent pages
     stats: Any  # struct queue_stats *
     notify_fd: int  # an eventfd that hears of the first failure, and of the end
 
@@ -40,6 +41,7 @@ class Queue:
     def __init__(self, config: QueueConfig, on_end: Callable[[], None]) -> None:
         """``on_end`` is called in the queue's thread when it has ended."""
         self.qid = config.qid
+        self._native = config.native  # lives as long as the thread does
         self.result: int | None = None  # 0 or -errno, once ended
         self._on_end = on_end
         self._handle = self._new(config)
@@ -67,6 +69,7 @@ class Queue:
                 "ops": config.native.ops,
                 "target": config.native.handle,
                 "stats": config.stats,
+                "fixed_streams": config.fixed_streams,
                 "notify_fd": config.notify_fd,
             },
         )

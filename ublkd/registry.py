@@ -10,8 +10,10 @@ from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.target import API_VERSION, Option, Target
 
 GROUP = "ublkd.targets"
-MEMBERS = ("options", "from_options", "files", "native", "describe", "close")
+MEMBERS = ("options", "from_options", "files", "describe", "close")
 """What a target's class has; ``params`` may be its instances' alone."""
+WAYS = ("submit", "native")
+"""And one of these, to serve."""
 
 
 def names() -> list[str]:
@@ -64,6 +66,8 @@ def _checked(point: EntryPoint) -> type[Target]:
             hint=f"install a version of {owner} that fits",
         )
     missing = [name for name in MEMBERS if not hasattr(cls, name)]
+    if not any(hasattr(cls, name) for name in WAYS):
+        missing.append(" or ".join(WAYS))
     if missing:
         raise UblkdError(
             f"{who} is not a target: it has no {', '.join(missing)}",

@@ -47,6 +47,16 @@ class Feature(IntFlag):
     SHMEM_ZC = lib.UBLK_F_SHMEM_ZC
 
 
+class Op(IntEnum):
+    """What a request asks for (``UBLK_IO_OP_*``)."""
+
+    READ = lib.UBLK_IO_OP_READ
+    WRITE = lib.UBLK_IO_OP_WRITE
+    FLUSH = lib.UBLK_IO_OP_FLUSH
+    DISCARD = lib.UBLK_IO_OP_DISCARD
+    WRITE_ZEROES = lib.UBLK_IO_OP_WRITE_ZEROES
+
+
 class DevState(IntEnum):
     """The driver's states of a device (``UBLK_S_DEV_*``)."""
 

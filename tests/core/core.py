@@ -27,6 +27,7 @@ class Core:
         config.max_io = config.block = 4096
         config.dev_fd = -1
         config.lease = self.lib.LEASE_COPY
+        config.ops = self.lib.scripted_ops()
         out = self.ffi.new("struct fake **")
         ret = int(self.lib.fake_new(config, out))
         if ret == 0:

@@ -23,7 +23,10 @@
 
 /* --- the scripted target ----------------------------------------------- */
 
-/* One call of group_read(), group_write() and so on, by member_op. */
+/*
+ * One call of group_read(), group_write() and so on, by member_op; on a lane
+ * `offset` is the address of memory in the place of the request's bytes.
+ */
 struct plan_member {
 	uint8_t op;
 	uint16_t file;
@@ -41,6 +44,7 @@ struct plan {
 	bool answers; /* calls group_complete(answer) after the members */
 	int answer;
 	int returns;
+	uint32_t holds;
 };
 
 /* What on_cqe() does, once, the next time that `member` completes. */
@@ -58,10 +62,14 @@ struct script {
 	struct plan *plans; /* one per tag */
 	struct reaction *reactions;
 	uint32_t nr_reactions;
+	uint32_t batches; /* out: calls of submit_all() */
 };
 
 /* The target of these is a struct script. */
 const struct ublkd_target_ops *scripted_ops(void);
+
+/* The same by submit_all(), and answered late. */
+const struct ublkd_target_ops *batched_ops(void);
 
 /* --- the fake driver --------------------------------------------------- */
 
@@ -115,6 +123,7 @@ struct fake_config {
 	enum lease_kind lease;
 	uint16_t qid;
 	int dev_fd; /* stands for /dev/ublkcN in user copies */
+	bool fixed_streams; /* SEND and RECV take lent pages */
 	bool watch; /* look at SQEs; nothing is lent without */
 	const int *files; /* fixed files 1, 2, ... */
 	uint32_t nr_files;
@@ -134,6 +143,9 @@ void fake_script(struct fake *f, struct outcome *outcomes, uint32_t n);
 /* A request arrives; 0, or -EBUSY while its tag is served. */
 int fake_begin(struct fake *f, uint16_t tag, uint32_t op_flags, uint64_t sector,
 	       uint32_t sectors);
+
+/* For answers from another thread. */
+struct group *fake_group(struct fake *f, uint16_t tag);
 
 /*
  * Runs turns until all requests are committed and nothing is in flight: 0.

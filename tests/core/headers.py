@@ -8,6 +8,7 @@ from pathlib import Path
 HEADERS = (
     "ublkd/core/uapi.h",
     "ublkd/core/stats.h",
+    "ublkd/core/lane.h",
     "ublkd/core/lease.h",
     "ublkd/core/target.h",
     "ublkd/core/member.h",

@@ -4,6 +4,21 @@
 
 #include <errno.h>
 
+static int add_to_lane(struct group *g, const struct plan_member *p)
+{
+	void *memory = (void *)(uintptr_t)p->offset;
+	uint32_t len = (uint32_t)p->len;
+	uint32_t zc = p->op == MEMBER_SEND_ZC ? GROUP_SEND_ZC : 0;
+
+	if (p->op == MEMBER_RECV && memory)
+		return group_recv_memory(g, p->file, memory, len);
+	if (p->op == MEMBER_RECV)
+		return group_recv(g, p->file, p->buf, len);
+	if (memory)
+		return group_send_memory(g, p->file, memory, len, p->flags);
+	return group_send(g, p->file, p->buf, len, p->flags | zc);
+}
+
 static int add(struct group *g, const struct plan_member *p)
 {
 	switch (p->op) {
@@ -21,6 +36,10 @@ static int add(struct group *g, const struct plan_member *p)
 		return group_fallocate(g, p->file, p->flags, p->offset, p->len);
 	case MEMBER_DISCARD:
 		return group_discard(g, p->file, p->offset, p->len);
+	case MEMBER_SEND:
+	case MEMBER_SEND_ZC:
+	case MEMBER_RECV:
+		return add_to_lane(g, p);
 	default:
 		return -EINVAL;
 	}
@@ -35,6 +54,8 @@ static int scripted_submit(void *target, struct group *g,
 	(void)iod;
 	for (uint32_t i = 0; i < p->nr_members; i++)
 		p->members[i].added = add(g, &p->members[i]);
+	for (uint32_t i = 0; i < p->holds; i++)
+		group_hold(g);
 	if (p->answers)
 		group_complete(g, p->answer);
 	return p->returns;
@@ -58,8 +79,36 @@ static int scripted_on_cqe(void *target, struct group *g, unsigned int member,
 	return res;
 }
 
+static void submit_all(void *target, struct group *const *groups,
+		       unsigned int n)
+{
+	struct script *s = target;
+
+	s->batches++;
+	for (unsigned int i = 0; i < n; i++) {
+		int ret = scripted_submit(target, groups[i], groups[i]->iod);
+
+		if (ret < 0)
+			group_complete(groups[i], ret);
+	}
+}
+
+static const struct ublkd_target_ops batched = {
+	.abi = UBLKD_TARGET_ABI,
+	.flags = UBLKD_ANSWERS_LATE,
+	.name = "batched",
+	.submit_all = submit_all,
+	.on_cqe = scripted_on_cqe,
+};
+
+const struct ublkd_target_ops *batched_ops(void)
+{
+	return &batched;
+}
+
 static const struct ublkd_target_ops ops = {
 	.abi = UBLKD_TARGET_ABI,
+	.flags = UBLKD_SENDS_ZC,
 	.name = "scripted",
 	.submit = scripted_submit,
 	.on_cqe = scripted_on_cqe,

@@ -32,30 +32,6 @@ static const struct outcome *take_outcome(struct watch *w, uint16_t tag,
 	return &pass;
 }
 
-static uint32_t keep(struct watch *w, uint16_t tag, uint16_t member,
-		     const struct io_uring_sqe *sqe)
-{
-	if (w->nr_log == w->room) {
-		w->room = w->room ? 2 * w->room : 64;
-		w->log = realloc(w->log, w->room * sizeof(*w->log));
-		if (!w->log)
-			abort();
-	}
-	w->log[w->nr_log] = (struct issued){
-		.tag = tag,
-		.member = member,
-		.opcode = sqe->opcode,
-		.flags = sqe->flags,
-		.fd = sqe->fd,
-		.off = sqe->off,
-		.addr = sqe->addr,
-		.len = sqe->len,
-		.op_flags = (uint32_t)sqe->rw_flags,
-		.addr3 = sqe->addr3,
-	};
-	return w->nr_log++;
-}
-
 /* --- members ----------------------------------------------------------- */
 
 static void replace(struct io_uring_sqe *sqe, struct flight *fl, int result)
@@ -106,17 +82,40 @@ static void borrow(struct watch *w, struct io_uring_sqe *sqe, struct flight *fl,
 			     (uint64_t)slot * w->cfg->max_io;
 }
 
+static bool is_stream_op(uint8_t op)
+{
+	return op == IORING_OP_SEND || op == IORING_OP_SEND_ZC ||
+	       op == IORING_OP_RECV;
+}
+
+static bool from_table(const struct io_uring_sqe *sqe)
+{
+	uint8_t op = sqe->opcode;
+
+	if (is_stream_op(op))
+		return sqe->ioprio & IORING_RECVSEND_FIXED_BUF;
+	return op == IORING_OP_READ_FIXED || op == IORING_OP_WRITE_FIXED;
+}
+
 static void borrow_from_table(struct watch *w, struct io_uring_sqe *sqe,
 			      struct flight *fl)
 {
-	bool into = sqe->opcode == IORING_OP_READ_FIXED;
+	bool into = sqe->opcode == IORING_OP_READ_FIXED ||
+		    sqe->opcode == IORING_OP_RECV;
 	uint16_t slot = sqe->buf_index;
 	bool lent =
 		slot < w->cfg->depth && (w->tags[slot].slot == SLOT_OURS ||
 					 w->tags[slot].slot == SLOT_DRIVERS);
 
-	if (!into && sqe->opcode != IORING_OP_WRITE_FIXED)
+	if (!from_table(sqe))
 		return;
+	rule(w,
+	     w->cfg->fixed_streams || !is_stream_op(sqe->opcode) ||
+		     sqe->opcode == IORING_OP_SEND_ZC,
+	     "SEND or RECV with lent pages, which this kernel cannot");
+	/* not every kernel under a test knows it: from memory, then */
+	if (is_stream_op(sqe->opcode))
+		sqe->ioprio &= (uint16_t)~IORING_RECVSEND_FIXED_BUF;
 	rule(w, lent, "a member uses pages that are not lent");
 	rule(w, slot == (uint16_t)sqe->user_data,
 	     "a member uses another request's pages");
@@ -129,15 +128,18 @@ static void borrow_from_table(struct watch *w, struct io_uring_sqe *sqe,
 static void borrow_from_leader(struct watch *w, struct io_uring_sqe *sqe,
 			       struct flight *fl)
 {
-	rule(w, sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE,
-	     "a member of a group does more than READ or WRITE");
+	uint8_t op = sqe->opcode;
+
+	rule(w,
+	     op == IORING_OP_READ || op == IORING_OP_WRITE || is_stream_op(op),
+	     "a member of a group does more than it may");
 	rule(w, sqe->flags & UBLKD_IOSQE_GROUP_BUF,
 	     "a member leaves its group's buffer alone");
 	rule(w, !(sqe->flags & IOSQE_CQE_SKIP_SUCCESS),
 	     "a member of a group may not skip its answer");
 	sqe->flags &= (uint8_t)~UBLKD_IOSQE_GROUP_BUF;
 	borrow(w, sqe, fl, (uint16_t)sqe->user_data,
-	       sqe->opcode == IORING_OP_READ);
+	       op == IORING_OP_READ || op == IORING_OP_RECV);
 }
 
 /* Whether all of it will be done; `led` is 1, 0, or why the leader failed. */
@@ -158,7 +160,7 @@ static bool see_member(struct watch *w, struct io_uring_sqe *sqe, int led)
 	     "a group's buffer is used without a leader");
 	w->in_flight++;
 	t->members++;
-	*fl = (struct flight){ .log = keep(w, tag, member, sqe) };
+	*fl = (struct flight){ .log = watch_keep(w, tag, member, sqe) };
 	if (led < 0) {
 		replace(sqe, fl, -ECANCELED);
 		return false;
@@ -206,7 +208,7 @@ static void answer(struct watch *w, struct io_uring_sqe *sqe, uint16_t at,
 		   int result, bool told)
 {
 	uint16_t tag = (uint16_t)sqe->user_data;
-	uint32_t log = keep(w, tag, at, sqe);
+	uint32_t log = watch_keep(w, tag, at, sqe);
 	uint64_t user_data = sqe->user_data | (uint64_t)log << 16;
 
 	w->log[log].res = result;
@@ -354,13 +356,15 @@ static int command_ended(struct watch *w, uint64_t user_data)
 	return entry->res;
 }
 
-int watch_ended(struct watch *w, uint64_t user_data, int res)
+int watch_ended(struct watch *w, uint64_t user_data, int res, uint32_t flags)
 {
 	uint16_t member = (uint16_t)(user_data >> 16);
 	struct watched_tag *t = &w->tags[(uint16_t)user_data];
 	const struct flight *fl;
 	struct issued *entry;
 
+	if (flags & IORING_CQE_F_MORE) /* a notification follows */
+		return res;
 	w->in_flight--;
 	if (user_data & (UD_LEND | UD_UNLEND))
 		return command_ended(w, user_data);

@@ -63,6 +63,10 @@ void watch_deinit(struct watch *w);
 
 void watch_script(struct watch *w, struct outcome *outcomes, uint32_t n);
 
+/* Writes an SQE into the log; its index. */
+uint32_t watch_keep(struct watch *w, uint16_t tag, uint16_t member,
+		    const struct io_uring_sqe *sqe);
+
 /* A request arrives; its pages are in the table or they are not. */
 void watch_begin(struct watch *w, uint16_t tag, bool lent);
 
@@ -73,6 +77,6 @@ void watch_commit(struct watch *w, uint16_t tag);
 void watch_look(struct watch *w);
 
 /* A completion; returns the result that the engine shall see. */
-int watch_ended(struct watch *w, uint64_t user_data, int res);
+int watch_ended(struct watch *w, uint64_t user_data, int res, uint32_t flags);
 
 #endif

@@ -35,3 +35,27 @@ void watch_script(struct watch *w, struct outcome *outcomes, uint32_t n)
 	w->nr_log = 0;
 	w->completions = 0;
 }
+
+uint32_t watch_keep(struct watch *w, uint16_t tag, uint16_t member,
+		    const struct io_uring_sqe *sqe)
+{
+	if (w->nr_log == w->room) {
+		w->room = w->room ? 2 * w->room : 64;
+		w->log = realloc(w->log, w->room * sizeof(*w->log));
+		if (!w->log)
+			abort();
+	}
+	w->log[w->nr_log] = (struct issued){
+		.tag = tag,
+		.member = member,
+		.opcode = sqe->opcode,
+		.flags = sqe->flags,
+		.fd = sqe->fd,
+		.off = sqe->off,
+		.addr = sqe->addr,
+		.len = sqe->len,
+		.op_flags = (uint32_t)sqe->rw_flags,
+		.addr3 = sqe->addr3,
+	};
+	return w->nr_log++;
+}

@@ -63,6 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch, lib: FakeLib, on_end: Any = lambda: No
         files=(7, 8),
         native=Native(ffi.NULL, ffi.NULL),
         stats=ffi.NULL,
+        fixed_streams=True,
         notify_fd=9,
     )
     return Queue(config, on_end)

@@ -112,9 +112,7 @@ def test_what_is_no_class_at_all_is_refused(plug_in: Any) -> None:
         refusal()
 
 
-@pytest.mark.parametrize(
-    "member", ["options", "from_options", "files", "native", "describe", "close"]
-)
+@pytest.mark.parametrize("member", ["options", "from_options", "files", "describe", "close"])
 def test_a_plug_in_that_lacks_a_member_is_refused_with_its_name(plug_in: Any, member: str) -> None:
     members = {name: item for name, item in vars(Complete).items() if name != member}
     plug_in.Odd = type("Odd", (), members)

@@ -19,7 +19,7 @@ from ublkd.config import DeviceConfig, build
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import REQUIRED
 from ublkd.state import StateDir
-from ublkd.target import OptionValue
+from ublkd.target import OptionValue, Params
 from ublkd.targets import backing
 from ublkd.targets.loop import LoopTarget
 from ublkd.uapi import Feature
@@ -175,17 +175,18 @@ def test_fewer_queues_than_were_asked_for_are_a_warning(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Disk, "queues", 0)
+    monkeypatch.setattr(FakeTarget, "params", Params(size=4096, max_queues=2))
     bench.serve(end_it)
     assert bench.heard[0].warnings == ["1 queues were asked for, 0 made: one per CPU"]
 
 
-def test_a_driver_that_offers_too_little_ends_it_before_the_target_is_opened(
+def test_a_driver_that_offers_too_little_ends_it_before_there_is_a_device(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Driver, "offered", Feature(0))
     with pytest.raises(NotPossibleError):
         bench.serve()
-    assert list(bench.log) == []
+    assert list(bench.log) == ["close target"]
 
 
 @pytest.mark.parametrize(

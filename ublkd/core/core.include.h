@@ -3,6 +3,7 @@
 #include "backing.h"
 #include "control.h"
 #include "faulty.h"
+#include "group.h"
 #include "lease.h"
 #include "loop.h"
 #include "mirror.h"

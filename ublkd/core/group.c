@@ -2,15 +2,11 @@
 #include "group.h"
 
 #include <errno.h>
+#include <stddef.h>
 
+#include "group_impl.h"
 #include "member.h"
 #include "stats.h"
-
-/*
- * A member that answers EAGAIN or EINTR is issued again. One that does so
- * this often without moving a byte in between has failed.
- */
-#define MAX_AGAIN 128
 
 /*
  * Which errno the block layer may see. Some have a meaning of their own
@@ -36,134 +32,17 @@ static int sanitised(int err)
 	}
 }
 
-static void end_at(struct group *g, uint64_t limit)
+void group_end_at(struct group *g, uint64_t limit)
 {
 	if (limit < g->limit)
 		g->limit = limit;
 }
 
-static void fail(struct group *g, int err, uint64_t limit)
+void group_fail(struct group *g, int err, uint64_t limit)
 {
 	if (!g->error)
 		g->error = err < 0 ? err : -EIO;
-	end_at(g, limit);
-}
-
-static int add(struct group *g, const struct member *m)
-{
-	unsigned int index = g->nr_members;
-
-	/* the bytes behind a request's own may be another request's */
-	if (member_carries_data(m) && m->buf + m->len > g->size) {
-		fail(g, -EINVAL, 0);
-		return -EINVAL;
-	}
-	g->has_data |= member_carries_data(m);
-	if (index == g->env->max_members) {
-		if (member_carries_data(
-			    m)) /* a sibling may have covered its bytes */
-			end_at(g, m->buf);
-		else /* nobody would do its work later */
-			fail(g, -EIO, 0);
-		return -E2BIG;
-	}
-	g->members[index] = *m;
-	g->nr_members++;
-	g->nr_pending++;
-	if (member_carries_data(m) && m->buf <= g->covered &&
-	    m->buf + m->len > g->covered)
-		g->covered = m->buf + m->len;
-	member_issue(g, index);
-	return 0;
-}
-
-int group_read(struct group *g, uint16_t file, uint64_t offset, uint32_t buf,
-	       uint32_t len)
-{
-	return add(g, &(struct member){ .op = MEMBER_READ,
-					.file = file,
-					.offset = offset,
-					.buf = buf,
-					.len = len });
-}
-
-int group_write(struct group *g, uint16_t file, uint64_t offset, uint32_t buf,
-		uint32_t len, uint32_t rwf)
-{
-	return add(g, &(struct member){ .op = MEMBER_WRITE,
-					.file = file,
-					.offset = offset,
-					.buf = buf,
-					.len = len,
-					.flags = rwf });
-}
-
-int group_zeroes(struct group *g, uint16_t file, uint64_t offset, uint64_t len,
-		 uint32_t rwf)
-{
-	return add(g, &(struct member){ .op = MEMBER_ZEROES,
-					.file = file,
-					.offset = offset,
-					.len = len,
-					.flags = rwf });
-}
-
-int group_fsync(struct group *g, uint16_t file, uint32_t fsync_flags)
-{
-	return add(g, &(struct member){ .op = MEMBER_FSYNC,
-					.file = file,
-					.flags = fsync_flags });
-}
-
-int group_fallocate(struct group *g, uint16_t file, uint32_t mode,
-		    uint64_t offset, uint64_t len)
-{
-	return add(g, &(struct member){ .op = MEMBER_FALLOCATE,
-					.file = file,
-					.offset = offset,
-					.len = len,
-					.flags = mode });
-}
-
-int group_discard(struct group *g, uint16_t file, uint64_t offset, uint64_t len)
-{
-	return add(g, &(struct member){ .op = MEMBER_DISCARD,
-					.file = file,
-					.offset = offset,
-					.len = len });
-}
-
-int group_delay(struct group *g, uint64_t ns)
-{
-	return add(g,
-		   &(struct member){
-			   .op = MEMBER_DELAY,
-			   .wait = { .tv_sec = (int64_t)(ns / 1000000000),
-				     .tv_nsec = (long long)(ns % 1000000000) },
-		   });
-}
-
-void group_excuse(struct group *g, unsigned int index)
-{
-	g->members[index].excused = true;
-}
-
-bool group_last_try(const struct group *g, unsigned int index)
-{
-	return g->members[index].again + 1 >= MAX_AGAIN;
-}
-
-void group_report_failed(struct group *g, uint16_t file)
-{
-	g->env->stats->failed_files |= 1ULL << (file & 63);
-}
-
-void group_complete(struct group *g, int answer)
-{
-	g->answered = true;
-	g->answer = answer;
-	if (answer < 0)
-		fail(g, answer, 0);
+	group_end_at(g, limit);
 }
 
 /* --- ending ------------------------------------------------------------ */
@@ -173,12 +52,19 @@ static uint64_t round_to_block(const struct group *g, uint64_t bytes)
 	return bytes - bytes % g->env->block;
 }
 
+/* Nobody can have filled the pages of a READ that only members reach. */
+static bool may_answer(const struct group *g)
+{
+	return iod_op(g->iod) != UBLK_IO_OP_READ ||
+	       lease_memory(g->env->leases, &g->lease, g->tag);
+}
+
 /* Bytes at the start of the request that truly moved. */
 static uint64_t prefix(const struct group *g)
 {
 	uint64_t moved = g->covered;
 
-	if (g->answered && !g->has_data && g->answer > 0)
+	if (g->answered && !g->has_data && g->answer > 0 && may_answer(g))
 		moved = (uint64_t)g->answer;
 	if (moved > g->limit)
 		moved = g->limit;
@@ -201,7 +87,7 @@ static int result_of(struct group *g)
 
 	if (op != UBLK_IO_OP_READ && op != UBLK_IO_OP_WRITE) {
 		if (!g->nr_members && !g->answered)
-			fail(g, -EIO, 0);
+			group_fail(g, -EIO, 0);
 		return g->error ? sanitised(g->error) : 0;
 	}
 	moved = prefix(g);
@@ -209,7 +95,7 @@ static int result_of(struct group *g)
 		ret = lease_end(g->env->leases, &g->lease, g->tag,
 				op == UBLK_IO_OP_READ, (uint32_t)moved);
 		if (ret < 0)
-			fail(g, ret, 0);
+			group_fail(g, ret, 0);
 		moved = ret < 0 ? 0 : round_to_block(g, (uint64_t)ret);
 	}
 	if (moved)
@@ -263,11 +149,71 @@ static enum verdict judge(struct group *g, struct member *m, int res)
 	return m->done == m->len ? DONE : ISSUE_AGAIN;
 }
 
-void group_cqe(struct group *g, unsigned int index, int res)
+/* --- lanes ------------------------------------------------------------- */
+
+struct lane *group_lane(const struct group_env *env, uint16_t file)
+{
+	if (file >= env->nr_lanes || env->lanes[file].fd < 0)
+		return NULL;
+	return &env->lanes[file];
+}
+
+static struct member *whose(struct lane_turn *t)
+{
+	return (struct member *)((char *)t - offsetof(struct member, turn));
+}
+
+/* What stands in line behind a broken stream would never be understood. */
+static void turn_away(struct lane *lane, enum lane_way way, struct lane_turn *t)
+{
+	while (t) {
+		struct member *m = whose(t);
+		struct group *g = m->group;
+
+		t = lane_leave(lane, way);
+		group_fail(g, lane->error, member_carries_data(m) ? m->buf : 0);
+		group_member_over(g);
+	}
+}
+
+/* A member is done with its lane: the next one's turn. */
+static void leave_lane(struct group *g, const struct member *m, int err)
+{
+	struct lane *lane = group_lane(g->env, m->file);
+	enum lane_way way = m->op == MEMBER_RECV ? LANE_RECV : LANE_SEND;
+	struct lane_turn *t = lane_leave(lane, way);
+
+	if (m->done != m->len)
+		lane_break(lane, err);
+	if (lane->error) {
+		turn_away(lane, way, t);
+	} else if (t) {
+		const struct member *next = whose(t);
+
+		member_issue(next->group,
+			     (unsigned int)(next - next->group->members));
+	}
+}
+
+/* --- completions ------------------------------------------------------- */
+
+void group_member_over(struct group *g)
+{
+	if (--g->nr_pending == 0)
+		finish(g);
+}
+
+void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 {
 	const struct ublkd_target_ops *ops = g->env->ops;
 	struct member *m = &g->members[index];
 
+	if (cqe_flags & IORING_CQE_F_MORE) { /* its pages are still in use */
+		m->sent = res;
+		return;
+	}
+	if (cqe_flags & IORING_CQE_F_NOTIF)
+		res = m->sent;
 	if (ops->on_cqe)
 		res = ops->on_cqe(g->env->target, g, index, res);
 	switch (judge(g, m, res)) {
@@ -275,14 +221,44 @@ void group_cqe(struct group *g, unsigned int index, int res)
 		member_issue(g, index);
 		return;
 	case FAILED:
-		fail(g, res < 0 ? res : -EIO,
-		     member_carries_data(m) ? m->buf + m->done : 0);
+		group_fail(g, res < 0 ? res : -EIO,
+			   member_carries_data(m) ? m->buf + m->done : 0);
 		break;
 	case DONE:
 		break;
 	}
-	if (--g->nr_pending == 0)
-		finish(g);
+	if (member_on_lane(m))
+		leave_lane(g, m, res);
+	group_member_over(g);
+}
+
+/* --- requests ---------------------------------------------------------- */
+
+static void submit(struct group *g)
+{
+	struct group_env *env = g->env;
+	int ret;
+
+	if (!env->ops->submit) { /* with all that this turn brings */
+		g->nr_pending++;
+		env->batch[env->nr_batch++] = g;
+		return;
+	}
+	ret = env->ops->submit(env->target, g, g->iod);
+	if (ret < 0)
+		group_fail(g, ret, 0);
+}
+
+void groups_turn(struct group_env *env)
+{
+	unsigned int n = env->nr_batch;
+
+	if (!n)
+		return;
+	env->nr_batch = 0;
+	env->ops->submit_all(env->target, env->batch, n);
+	for (unsigned int i = 0; i < n; i++)
+		group_member_over(env->batch[i]);
 }
 
 /* The pages can be reached, or `ret` says why not. */
@@ -292,12 +268,12 @@ static void begin_members(struct group *g, int ret)
 
 	if (g->lease.user_copy && env->leases->kind != LEASE_USER_COPY)
 		env->stats->fallbacks++;
+	g->nr_pending++; /* or a member that is turned away would end it */
 	if (ret == 0)
-		ret = env->ops->submit(env->target, g, g->iod);
-	if (ret < 0)
-		fail(g, ret, 0);
-	if (g->nr_pending == 0)
-		finish(g);
+		submit(g);
+	else
+		group_fail(g, ret, 0);
+	group_member_over(g);
 }
 
 void group_begin(struct group *g, const struct ublksrv_io_desc *iod,

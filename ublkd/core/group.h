@@ -37,6 +37,26 @@ int group_fallocate(struct group *g, uint16_t file, uint32_t mode,
 int group_discard(struct group *g, uint16_t file, uint64_t offset,
 		  uint64_t len);
 
+/*
+ * The same on a stream socket: in the order in which they are added, and a
+ * short one goes on before anything else does on that socket. So what one
+ * submit() adds stays together. Once one has failed the stream is broken,
+ * and whatever else is added for it fails with the same error. `flags` are
+ * MSG_MORE and GROUP_SEND_ZC, which sends without any copy where it can
+ * (-EOPNOTSUPP on unix sockets) and needs UBLKD_SENDS_ZC.
+ *
+ * The two of memory leave the request's own bytes alone; the memory must
+ * last until the request is over.
+ */
+#define GROUP_SEND_ZC (1U << 31)
+int group_send(struct group *g, uint16_t file, uint32_t buf, uint32_t len,
+	       uint32_t flags);
+int group_recv(struct group *g, uint16_t file, uint32_t buf, uint32_t len);
+int group_send_memory(struct group *g, uint16_t file, const void *memory,
+		      uint32_t len, uint32_t flags);
+int group_recv_memory(struct group *g, uint16_t file, void *memory,
+		      uint32_t len);
+
 /* Waits; on_cqe() excuses the member and goes on. */
 int group_delay(struct group *g, uint64_t ns);
 
@@ -54,11 +74,39 @@ void group_report_failed(struct group *g, uint16_t file);
 
 /*
  * Ends a request that needs no members: bytes moved, or -errno. A target
- * that answers a READ so has filled those bytes.
+ * that answers a READ so has filled those bytes in group_memory(); where
+ * there is none it fails.
  */
 void group_complete(struct group *g, int answer);
 
+/*
+ * For an answer that comes by another road: the request is not over before
+ * the drop that belongs to the hold. Both in the queue's thread.
+ */
+void group_hold(struct group *g);
+void group_drop(struct group *g);
+
+/*
+ * group_complete() and group_drop() from any thread, once per group_hold().
+ * The queue hears of it through UBLKD_ANSWERS_LATE.
+ */
+void group_answer(struct group *g, int answer);
+
+/*
+ * The request's bytes, where the lease keeps them in memory (`copy` and
+ * `user-copy`), else NULL. A READ's may hold anything until it is filled.
+ */
+void *group_memory(const struct group *g);
+
 /* --- for the queue ----------------------------------------------------- */
+
+/*
+ * What env holds beside what it points to: batches of up to `depth`, lanes
+ * for its `nr_files` files. 0 or -errno; group_env_deinit() in any case.
+ */
+int group_env_init(struct group_env *env, uint16_t depth, const int *files,
+		   uint32_t nr_files);
+void group_env_deinit(struct group_env *env);
 
 /* A request has arrived: `g` leads it until env->commit(). */
 void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
@@ -67,7 +115,17 @@ void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 /* The answer to what lease_begin() asked for: -errno if it was refused. */
 void group_lent(struct group *g, int res);
 
-/* A member's completion. */
-void group_cqe(struct group *g, unsigned int member, int res);
+/* A member's completion; `cqe_flags` are IORING_CQE_F_*. */
+void group_cqe(struct group *g, unsigned int member, int res,
+	       uint32_t cqe_flags);
+
+/* A turn has brought all that it brings: submit_all(), if that is the way. */
+void groups_turn(struct group_env *env);
+
+/* Becomes readable when other threads have answered; -1: none ever does. */
+int groups_wake_fd(const struct group_env *env);
+
+/* It was read: what they have answered ends. */
+void groups_answered(struct group_env *env);
 
 #endif

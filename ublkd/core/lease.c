@@ -219,6 +219,46 @@ void lease_bind(const struct lease_table *t, const struct lease *l,
 	}
 }
 
+static uint8_t stream_opcode(enum stream_op op)
+{
+	if (op == STREAM_RECV)
+		return IORING_OP_RECV;
+	return op == STREAM_SEND_ZC ? IORING_OP_SEND_ZC : IORING_OP_SEND;
+}
+
+void lease_bind_stream(const struct lease_table *t, const struct lease *l,
+		       uint16_t tag, struct io_uring_sqe *sqe,
+		       enum stream_op op, uint64_t buf, uint32_t len,
+		       uint32_t msg_flags)
+{
+	sqe->opcode = stream_opcode(op);
+	sqe->len = len;
+	sqe->addr = buf;
+	sqe->msg_flags = msg_flags;
+	if (l->led) {
+		if (op == STREAM_SEND_ZC) /* no member of a group */
+			sqe->opcode = IORING_OP_SEND;
+		sqe->flags |= UBLKD_IOSQE_GROUP_BUF;
+	} else if (!l->lent) {
+		sqe->addr = (__u64)(uintptr_t)(buffer(t, tag) + buf);
+	} else {
+		sqe->buf_index = tag;
+		if (t->fixed_streams || op == STREAM_SEND_ZC) {
+			sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
+		} else {
+			sqe->opcode = op == STREAM_RECV ? IORING_OP_READ_FIXED
+							: IORING_OP_WRITE_FIXED;
+			sqe->rw_flags = 0;
+		}
+	}
+}
+
+void *lease_memory(const struct lease_table *t, const struct lease *l,
+		   uint16_t tag)
+{
+	return l->lent || l->led ? NULL : buffer(t, tag);
+}
+
 int lease_end(struct lease_table *t, const struct lease *l, uint16_t tag,
 	      bool is_read, uint32_t filled)
 {

@@ -38,6 +38,7 @@ struct lease_table {
 	uint16_t qid;
 	uint32_t slots; /* buffer table entries; tags beyond fall back */
 	uint32_t max_io; /* bytes */
+	bool fixed_streams; /* SEND and RECV take lent pages: lane_probe() */
 	/*
 	 * `depth` buffers of max_io bytes, touched only when used: the
 	 * copies' memory, and what an `auto` request falls back to.
@@ -73,6 +74,21 @@ void lease_lead(struct lease_table *t, const struct lease *l, uint16_t tag);
 void lease_bind(const struct lease_table *t, const struct lease *l,
 		uint16_t tag, struct io_uring_sqe *sqe, bool write,
 		uint64_t buf, uint32_t len);
+
+enum stream_op { STREAM_SEND, STREAM_SEND_ZC, STREAM_RECV };
+
+/*
+ * The same for a stream socket, with MSG_* flags. Where SEND and RECV do not
+ * take lent pages, WRITE_FIXED and READ_FIXED do, and know no such flags.
+ */
+void lease_bind_stream(const struct lease_table *t, const struct lease *l,
+		       uint16_t tag, struct io_uring_sqe *sqe,
+		       enum stream_op op, uint64_t buf, uint32_t len,
+		       uint32_t msg_flags);
+
+/* The request's bytes where they are in memory of ours, else NULL. */
+void *lease_memory(const struct lease_table *t, const struct lease *l,
+		   uint16_t tag);
 
 /*
  * The members are done and `filled` bytes are about to be committed: what

@@ -2,21 +2,31 @@
 #include "member.h"
 
 #include <linux/fs.h>
+#include <sys/socket.h>
 
 #include "ring.h"
 
+bool member_on_lane(const struct member *m)
+{
+	return m->op >= MEMBER_SEND;
+}
+
 bool member_carries_data(const struct member *m)
 {
-	return m->op == MEMBER_READ || m->op == MEMBER_WRITE;
+	return m->op == MEMBER_READ || m->op == MEMBER_WRITE ||
+	       (member_on_lane(m) && !m->memory);
 }
 
 bool member_transfers(const struct member *m)
 {
-	return member_carries_data(m) || m->op == MEMBER_ZEROES;
+	return member_carries_data(m) || m->op == MEMBER_ZEROES ||
+	       member_on_lane(m);
 }
 
 uint64_t member_resume_at(const struct group *g, const struct member *m)
 {
+	if (member_on_lane(m))
+		return m->done;
 	return m->done - m->done % g->env->align;
 }
 
@@ -45,6 +55,30 @@ static void prep_transfer(struct group *g, const struct member *m,
 	}
 	sqe->off = m->offset + at;
 	sqe->rw_flags = (int)m->flags;
+}
+
+static void prep_stream(struct group *g, const struct member *m,
+			struct io_uring_sqe *sqe)
+{
+	/* the kernel may go on by itself; where it does not, we do */
+	uint32_t flags = m->flags | MSG_WAITALL;
+	uint32_t len = member_next_bytes(g, m);
+	enum stream_op op = STREAM_SEND;
+
+	if (m->memory) {
+		sqe->opcode =
+			m->op == MEMBER_RECV ? IORING_OP_RECV : IORING_OP_SEND;
+		sqe->addr = (__u64)(uintptr_t)m->memory + m->done;
+		sqe->len = len;
+		sqe->msg_flags = flags;
+		return;
+	}
+	if (m->op == MEMBER_RECV)
+		op = STREAM_RECV;
+	else if (m->op == MEMBER_SEND_ZC)
+		op = STREAM_SEND_ZC;
+	lease_bind_stream(g->env->leases, &g->lease, g->tag, sqe, op,
+			  m->buf + m->done, len, flags);
 }
 
 void member_issue(struct group *g, unsigned int index)
@@ -77,6 +111,11 @@ void member_issue(struct group *g, unsigned int index)
 		sqe->fd = -1;
 		sqe->addr = (__u64)(uintptr_t)&m->wait;
 		sqe->len = 1;
+		break;
+	case MEMBER_SEND:
+	case MEMBER_SEND_ZC:
+	case MEMBER_RECV:
+		prep_stream(g, m, sqe);
 		break;
 	default:
 		prep_transfer(g, m, sqe);

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lane.h"
 #include "lease.h"
 #include "target.h"
 
@@ -23,6 +24,9 @@ enum member_op {
 	MEMBER_FALLOCATE,
 	MEMBER_DISCARD, /* on a block device */
 	MEMBER_DELAY, /* ends after a time, with -ETIME */
+	MEMBER_SEND, /* on a lane, as are: */
+	MEMBER_SEND_ZC,
+	MEMBER_RECV,
 };
 
 struct member {
@@ -30,11 +34,16 @@ struct member {
 	uint8_t again; /* issues in a row that moved nothing new */
 	bool excused; /* done, whatever it did */
 	uint16_t file; /* fixed file slot */
-	uint32_t flags; /* RWF_*, IORING_FSYNC_*, FALLOC_FL_* */
+	uint32_t flags; /* RWF_*, IORING_FSYNC_*, FALLOC_FL_*, MSG_* */
 	uint64_t offset; /* bytes, in the file */
 	uint64_t len; /* bytes */
 	uint64_t done; /* bytes */
 	uint32_t buf; /* bytes, in the request */
+	int sent; /* what SEND_ZC told before its notification */
+	const void
+		*memory; /* of a lane's member that leaves the request alone */
+	struct group *group;
+	struct lane_turn turn;
 	struct __kernel_timespec wait; /* of a delay */
 };
 
@@ -49,6 +58,11 @@ struct group_env {
 	uint32_t align; /* bytes that a transfer's file offset must keep to */
 	uint16_t max_members;
 	const void *zeroes; /* ZEROES_BYTES of them */
+	struct lane *lanes; /* one per fixed file */
+	uint32_t nr_lanes;
+	struct group **batch; /* what this turn has brought for submit_all() */
+	uint32_t nr_batch;
+	struct late *late; /* what other threads answer; NULL: they do not */
 	/* Hands a result that obeys the rules to the kernel. */
 	void (*commit)(struct group *g, int result);
 	void *owner; /* of commit() */
@@ -71,11 +85,16 @@ struct group {
 	uint16_t nr_pending;
 	bool answered;
 	bool has_data; /* some member moves bytes of the request */
+	int late_answer; /* of group_answer() */
+	struct group *next_answered;
 	struct member *members; /* env->max_members of them */
 };
 
 /* Moves bytes of the request itself. */
 bool member_carries_data(const struct member *m);
+
+/* Moves bytes on a stream socket, where no byte can be moved twice. */
+bool member_on_lane(const struct member *m);
 
 /* Everything that a read or a write moves, from memory of any kind. */
 bool member_transfers(const struct member *m);

@@ -113,18 +113,44 @@ static void on_unlent(struct queue *q, uint64_t ud, int res)
 		end_with(q, res);
 }
 
-static void on_cqe(struct queue *q, uint64_t ud, int res)
+/* --- other threads ----------------------------------------------------- */
+
+static void listen_for_answers(struct queue *q)
+{
+	struct io_uring_sqe *sqe = ring_sqe(&q->ring);
+
+	sqe->opcode = IORING_OP_READ;
+	sqe->fd = groups_wake_fd(&q->env);
+	sqe->addr = (__u64)(uintptr_t)&q->wakes;
+	sqe->len = sizeof(q->wakes);
+	sqe->user_data = UD_WAKE;
+}
+
+static void on_wake(struct queue *q, int res)
+{
+	groups_answered(&q->env);
+	if (res < 0 && res != -EAGAIN && res != -EINTR)
+		end_with(q, res); /* deaf: whoever hears of it stops us */
+	else
+		listen_for_answers(q);
+}
+
+/* --- completions ------------------------------------------------------- */
+
+static void on_cqe(struct queue *q, uint64_t ud, int res, uint32_t flags)
 {
 	uint16_t tag = (uint16_t)ud;
 
-	if (ud & UD_LEADER)
+	if (ud & UD_WAKE)
+		on_wake(q, res);
+	else if (ud & UD_LEADER)
 		on_fetched(q, tag, res);
 	else if (ud & UD_UNLEND)
 		on_unlent(q, ud, res);
 	else if (ud & UD_LEND)
 		group_lent(&q->groups[tag], res);
 	else
-		group_cqe(&q->groups[tag], (uint16_t)(ud >> 16), res);
+		group_cqe(&q->groups[tag], (uint16_t)(ud >> 16), res, flags);
 }
 
 static void reap(struct queue *q)
@@ -133,12 +159,14 @@ static void reap(struct queue *q)
 
 	while (!io_uring_peek_cqe(&q->ring.uring, &cqe)) {
 		uint64_t ud = cqe->user_data;
+		uint32_t flags = cqe->flags;
 		int res = cqe->res;
 
 		/* its place is free before anything new is submitted */
 		io_uring_cq_advance(&q->ring.uring, 1);
-		on_cqe(q, ud, res);
+		on_cqe(q, ud, res, flags);
 	}
+	groups_turn(&q->env);
 }
 
 /* --- the thread -------------------------------------------------------- */
@@ -170,7 +198,7 @@ static int map_iods(struct queue *q)
 
 static int set_up(struct queue *q)
 {
-	unsigned int ops = q->cfg.depth * queue_cqes_per_tag(&q->cfg);
+	unsigned int ops = q->cfg.depth * queue_cqes_per_tag(&q->cfg) + 1;
 	int ret;
 
 	ret = ring_init(&q->ring, ops, ops, q->files, q->cfg.nr_files + 1);
@@ -205,6 +233,8 @@ static void fetch_all(struct queue *q)
 	for (uint16_t tag = 0; tag < q->cfg.depth; tag++)
 		prep_io_cmd(q, tag, UBLK_U_IO_FETCH_REQ, 0);
 	q->nr_live = q->cfg.depth;
+	if (groups_wake_fd(&q->env) >= 0)
+		listen_for_answers(q);
 	ring_submit_all(&q->ring);
 	if (q->ring.error)
 		end_with(q, q->ring.error);

@@ -8,6 +8,7 @@
 #ifndef UBLKD_QUEUE_H
 #define UBLKD_QUEUE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "lease.h"
@@ -31,6 +32,7 @@ struct queue_config {
 	const struct ublkd_target_ops *ops;
 	void *target;
 	struct queue_stats *stats; /* zeroed by the caller */
+	bool fixed_streams; /* lane_probe() */
 	int notify_fd; /* an eventfd that hears of the first failure; -1: none */
 };
 

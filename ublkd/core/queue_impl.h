@@ -48,6 +48,7 @@ struct queue {
 	size_t iods_bytes;
 	int error; /* the first one that ends the queue */
 	uint64_t now; /* ns, of this turn */
+	uint64_t wakes; /* read from groups_wake_fd() */
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -57,12 +58,13 @@ struct queue {
 
 /*
  * CQEs that one tag may have outstanding: its members and its commit, and
- * what lends its pages, once for all of them or once for each.
+ * what lends its pages, once for all of them or once for each; a member that
+ * sends without a copy has two.
  */
 static inline unsigned int queue_cqes_per_tag(const struct queue_config *cfg)
 {
-	if (cfg->lease == LEASE_GROUP)
-		return 2U * cfg->max_members + 1;
+	if (cfg->lease == LEASE_GROUP || cfg->ops->flags & UBLKD_SENDS_ZC)
+		return 2U * cfg->max_members + 3;
 	return cfg->max_members + 3U;
 }
 

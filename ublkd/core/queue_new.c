@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "queue_impl.h"
@@ -53,14 +52,6 @@ static int init_lock(struct queue *q)
 	return -pthread_mutex_init(&q->lock, NULL);
 }
 
-static void *new_zeroes(void)
-{
-	void *p = mmap(NULL, ZEROES_BYTES, PROT_READ,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
 static int alloc(struct queue *q)
 {
 	size_t depth = q->cfg.depth;
@@ -70,9 +61,7 @@ static int alloc(struct queue *q)
 	q->members = calloc(depth * q->cfg.max_members, sizeof(*q->members));
 	q->tags = calloc(depth, sizeof(*q->tags));
 	q->commits = calloc(depth, sizeof(*q->commits));
-	q->env.zeroes = new_zeroes();
-	if (!q->files || !q->groups || !q->members || !q->tags || !q->commits ||
-	    !q->env.zeroes)
+	if (!q->files || !q->groups || !q->members || !q->tags || !q->commits)
 		return -ENOMEM;
 	return 0;
 }
@@ -90,6 +79,7 @@ static void wire(struct queue *q)
 	q->leases.qid = cfg->qid;
 	q->leases.slots = cfg->lease_slots;
 	q->leases.max_io = cfg->max_io;
+	q->leases.fixed_streams = cfg->fixed_streams;
 	q->env.ring = &q->ring;
 	q->env.leases = &q->leases;
 	q->env.stats = cfg->stats;
@@ -128,21 +118,25 @@ int queue_new(const struct queue_config *cfg, struct queue **out)
 	ret = init_lock(q);
 	if (ret == 0)
 		ret = alloc(q);
+	if (ret == 0) {
+		wire(q);
+		ret = group_env_init(&q->env, cfg->depth, q->files,
+				     cfg->nr_files + 1);
+	}
 	if (ret < 0) {
 		queue_free(q);
 		return ret;
 	}
-	wire(q);
 	*out = q;
 	return 0;
 }
 
 void queue_free(struct queue *q)
 {
-	if (!q)
+	/* with the ring broken somebody may still hold a request */
+	if (!q || q->nr_serving)
 		return;
-	if (q->env.zeroes)
-		munmap((void *)(uintptr_t)q->env.zeroes, ZEROES_BYTES);
+	group_env_deinit(&q->env);
 	free(q->commits);
 	free(q->tags);
 	free(q->members);

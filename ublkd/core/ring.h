@@ -41,6 +41,7 @@ void ring_reserve(struct ring *r, unsigned int n);
 #define UD_LEADER (1ULL << 63) /* FETCH or COMMIT_AND_FETCH */
 #define UD_LEND (1ULL << 62) /* the pages' way into the buffer table */
 #define UD_UNLEND (1ULL << 61) /* and out of it */
+#define UD_WAKE (1ULL << 60) /* another thread has something to tell */
 
 /* Submits all that is there, or sets r->error. */
 void ring_submit_all(struct ring *r);

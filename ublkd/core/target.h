@@ -16,8 +16,13 @@ struct group;
 
 #define UBLKD_TARGET_ABI 1
 
+/* What a target needs of its queues: ublkd_target_ops.flags. */
+#define UBLKD_ANSWERS_LATE (1U << 0) /* group_answer() */
+#define UBLKD_SENDS_ZC (1U << 1) /* group_send() with GROUP_SEND_ZC */
+
 struct ublkd_target_ops {
 	uint32_t abi; /* UBLKD_TARGET_ABI, checked when the queue is made */
+	uint32_t flags;
 	const char *name;
 	/*
 	 * Adds members or completes. -errno fails the request; members that
@@ -26,6 +31,12 @@ struct ublkd_target_ops {
 	int (*submit)(void *target, struct group *g,
 		      const struct ublksrv_io_desc *iod);
 	/*
+	 * In its place: the same for all requests that one turn of the loop
+	 * has brought, in one call. g->iod says what each asks for.
+	 */
+	void (*submit_all)(void *target, struct group *const *groups,
+			   unsigned int n);
+	/*
 	 * Sees a member's result before the rule of group.c does and returns
 	 * the result that the rule shall see. May add members. NULL: none
 	 * of that.
@@ -33,6 +44,17 @@ struct ublkd_target_ops {
 	int (*on_cqe)(void *target, struct group *g, unsigned int member,
 		      int res);
 };
+
+/* For a target that stands before another one. */
+static inline int target_submit(const struct ublkd_target_ops *ops,
+				void *target, struct group *g,
+				const struct ublksrv_io_desc *iod)
+{
+	if (ops->submit)
+		return ops->submit(target, g, iod);
+	ops->submit_all(target, &g, 1);
+	return 0;
+}
 
 static inline unsigned int iod_op(const struct ublksrv_io_desc *iod)
 {

@@ -1,9 +1,4 @@
-"""The plug-in protocol: what a target is, and what it tells the kernel about its disk.
-
-A target is a class, found through the entry point group ``ublkd.targets``. It says what a disk
-looks like (``params``), which files its requests need (``files``), and turns requests into
-members of a group. So far a target serves natively: ``native()`` names the C operations that do.
-"""
+"""What a target is, and what it tells the kernel about its disk."""
 
 from __future__ import annotations
 
@@ -80,6 +75,8 @@ class Params:
     max_discard: int = 0
     max_write_zeroes: int = 0
     max_members: int = 1  # that one request may need
+    max_queues: int = 0  # 0: any number; 1 for one with a socket, which no two queues may share
+    in_memory: bool = False  # requests' bytes must be in the daemon's memory: nothing is lent
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,15 @@ class Native:
 
     ops: Any
     handle: Any
+    keep: Any = None  # whatever else has to live as long
 
 
 class Target(Protocol):
-    """A plug-in. Everything it holds is let go by ``close``, which is called exactly once."""
+    """A plug-in. Everything it holds is let go by ``close``, which is called exactly once.
+
+    Beside these it has ``native(self) -> Native``, or ``submit(self, io: IoDesc, group: Group)``,
+    which adds members to the group, answers or holds it, and never waits.
+    """
 
     api_version: ClassVar[int]
     options: ClassVar[Sequence[Option]]
@@ -110,10 +112,6 @@ class Target(Protocol):
 
     def files(self) -> Sequence[int]:
         """The descriptors that members use; they become fixed files 1, 2, ..."""
-        ...
-
-    def native(self) -> Native:
-        """The C operations that serve it."""
         ...
 
     def describe(self) -> Mapping[str, OptionValue]:

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT */
+/* A group from the inside, for group.c, group_add.c and group_late.c. */
+#ifndef UBLKD_GROUP_IMPL_H
+#define UBLKD_GROUP_IMPL_H
+
+#include <stdint.h>
+
+struct group;
+struct group_env;
+struct lane;
+struct late;
+
+/* group_late.c: NULL without memory or descriptors. */
+struct late *late_new(void);
+void late_free(struct late *l);
+
+/*
+ * A member that answers EAGAIN or EINTR is issued again. One that does so
+ * this often without moving a byte in between has failed.
+ */
+#define MAX_AGAIN 128
+
+/* No byte from `limit` on counts as moved. */
+void group_end_at(struct group *g, uint64_t limit);
+
+/* The same, and the first error is kept. */
+void group_fail(struct group *g, int err, uint64_t limit);
+
+/* The lane of a fixed file, or NULL where it is no stream socket. */
+struct lane *group_lane(const struct group_env *env, uint16_t file);
+
+/* One member less to wait for; after the last one the request is committed. */
+void group_member_over(struct group *g);
+
+#endif

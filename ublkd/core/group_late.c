@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+/* Requests whose answer comes by another road, and from other threads. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "group.h"
+#include "group_impl.h"
+#include "member.h"
+
+void group_hold(struct group *g)
+{
+	g->nr_pending++;
+}
+
+void group_drop(struct group *g)
+{
+	group_member_over(g);
+}
+
+void *group_memory(const struct group *g)
+{
+	return lease_memory(g->env->leases, &g->lease, g->tag);
+}
+
+struct late {
+	pthread_mutex_t lock;
+	int wake_fd; /* an eventfd */
+	struct group *answered;
+};
+
+struct late *late_new(void)
+{
+	struct late *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return NULL;
+	l->wake_fd = eventfd(0, EFD_CLOEXEC);
+	if (l->wake_fd < 0 || pthread_mutex_init(&l->lock, NULL)) {
+		if (l->wake_fd >= 0)
+			close(l->wake_fd);
+		free(l);
+		return NULL;
+	}
+	return l;
+}
+
+void late_free(struct late *l)
+{
+	if (!l)
+		return;
+	pthread_mutex_destroy(&l->lock);
+	close(l->wake_fd);
+	free(l);
+}
+
+int groups_wake_fd(const struct group_env *env)
+{
+	return env->late ? env->late->wake_fd : -1;
+}
+
+void group_answer(struct group *g, int answer)
+{
+	struct late *l = g->env->late;
+
+	/* the lock also keeps the queue from ending before it is told */
+	pthread_mutex_lock(&l->lock);
+	g->late_answer = answer;
+	g->next_answered = l->answered;
+	l->answered = g;
+	(void)eventfd_write(l->wake_fd, 1);
+	pthread_mutex_unlock(&l->lock);
+}
+
+void groups_answered(struct group_env *env)
+{
+	struct late *l = env->late;
+	struct group *g;
+
+	pthread_mutex_lock(&l->lock);
+	g = l->answered;
+	l->answered = NULL;
+	pthread_mutex_unlock(&l->lock);
+	while (g) {
+		struct group *next = g->next_answered;
+
+		group_complete(g, g->late_answer);
+		group_member_over(g);
+		g = next;
+	}
+}
