@@ -46,6 +46,8 @@ class Bridge:
         ops = ffi.new("struct ublkd_target_ops *")
         ops.abi = lib.UBLKD_TARGET_ABI
         ops.flags = lib.UBLKD_ANSWERS_LATE
+        if target.params.zero_copy_sends:
+            ops.flags |= lib.UBLKD_SENDS_ZC
         ops.name = self._text
         ops.submit_all = lib.python_submit_all
         handle = ffi.new_handle(self)

@@ -109,13 +109,25 @@ class Group:
 
     # --- stream sockets ---------------------------------------------------------------------
 
-    def send(self, file: int, length: int, at: int = 0, *, more: bool = False) -> None:
+    def send(
+        self,
+        file: int,
+        length: int,
+        at: int = 0,
+        *,
+        more: bool = False,
+        zero_copy: bool = False,
+    ) -> None:
         """Send the request's bytes on a stream socket; with ``more`` the next send is near.
 
         What one ``submit`` adds for a socket goes over it in that order and in one piece. Once
         one has failed the socket is shut down, and all that follows fails.
+
+        ``zero_copy``: the network card takes the bytes from the request's pages (not on unix
+        sockets). Such a member ends when the other side has them. Needs Params.zero_copy_sends.
         """
-        _added(lib.group_send(self._live, file + 1, at, length, _MSG_MORE if more else 0))
+        flags = (_MSG_MORE if more else 0) | (lib.GROUP_SEND_ZC if zero_copy else 0)
+        _added(lib.group_send(self._live, file + 1, at, length, flags))
 
     def recv(self, file: int, length: int, at: int = 0) -> None:
         """Receive into the request's bytes."""

@@ -76,6 +76,7 @@ class Params:
     max_write_zeroes: int = 0
     max_members: int = 1  # that one request may need
     max_queues: int = 0  # 0: any number; 1 for one with a socket, which no two queues may share
+    zero_copy_sends: bool = False  # it uses them; each takes two completions
     in_memory: bool = False  # requests' bytes must be in the daemon's memory: nothing is lent
 
 

@@ -72,6 +72,15 @@ class ClumsyTarget(MemoryTarget):
         return super().read(offset, into)
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+    for end in (here, there):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return here, there
+
+
 class PairTarget:
     """A disk at the other end of a socket, whose bytes go there from the request's own pages.
 
@@ -79,11 +88,15 @@ class PairTarget:
     """
 
     api_version = API_VERSION
-    options = (SIZE,)
+    options = (
+        SIZE,
+        Option(name="tcp", help="not a unix socket, and sends without a copy", kind="flag"),
+    )
 
-    def __init__(self, size: int) -> None:
-        self.params = Params(size=size, max_members=3, max_queues=1)
-        self._here, self._there = socket.socketpair()
+    def __init__(self, size: int, tcp: bool | None = False) -> None:
+        self._tcp = bool(tcp)
+        self.params = Params(size=size, max_members=3, max_queues=1, zero_copy_sends=self._tcp)
+        self._here, self._there = tcp_pair() if tcp else socket.socketpair()
         self._store = bytearray(size)
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -109,7 +122,7 @@ class PairTarget:
             group.recv(0, io.length)
         else:
             group.send_bytes(0, header, more=True)
-            group.send(0, io.length)
+            group.send(0, io.length, zero_copy=self._tcp)
             group.recv_bytes(0, bytearray(2))
 
     def _serve(self) -> None:
