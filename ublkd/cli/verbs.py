@@ -115,7 +115,7 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
 @json_option
 def features(as_json: bool) -> None:
     """Show what this kernel's driver offers and which lease a device would get."""
-    from ublkd.features import groups, negotiate, survey
+    from ublkd.features import groups, negotiate, streams, survey
     from ublkd.features import names as feature_names
 
     with driver() as (control, _):
@@ -130,6 +130,7 @@ def features(as_json: bool) -> None:
         "leases": {
             lease.value: why or "possible" for lease, why in survey(offered, groups=probed).items()
         },
+        "sockets": "send and recv" if streams() else "write and read",
     }
     if as_json:
         emit_json(told)
