@@ -24,8 +24,10 @@ PASSED_ON = {
 FULL = {errno.EDQUOT, errno.EFBIG}
 
 
-def sanitised(error: int) -> int:
+def sanitised(op: int, error: int) -> int:
     """A negative errno as the block layer may see it."""
+    if -error == errno.EOPNOTSUPP and op in (READ, WRITE):
+        return -errno.EIO  # io_uring would repeat the transfer for ever
     if -error in FULL:
         return -errno.ENOSPC
     return error if -error in PASSED_ON else -errno.EIO
@@ -117,10 +119,10 @@ def committed(
         moved -= moved % block
         if moved:
             return moved
-        return sanitised(errors[0]) if errors else -errno.EIO
+        return sanitised(request.op, errors[0]) if errors else -errno.EIO
     if not accepted and request.answer is None:
         errors.append(-errno.EIO)
-    return sanitised(errors[0]) if errors else 0
+    return sanitised(request.op, errors[0]) if errors else 0
 
 
 def _prefix(

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from .driver import FLUSH, READ, WRITE, DriverMaker, Member, Op, Reaction, Request, instead
+from .driver import DISCARD, FLUSH, READ, WRITE, DriverMaker, Member, Op, Reaction, Request, instead
 from .files import FileMaker
 
 SIZE = 4096
@@ -35,9 +35,11 @@ WRITER = Request(WRITE, SIZE, [Member(Op.WRITE, len=SIZE)])
 FLUSHER = Request(FLUSH, 0, [Member(Op.FSYNC)])
 
 
-def told(error: int) -> int:
+def told(op: int, error: int) -> int:
     if error in FULL:
         return -errno.ENOSPC
+    if error == errno.EOPNOTSUPP and op in (READ, WRITE):
+        return -errno.EIO
     return -error if error in UNDERSTOOD else -errno.EIO
 
 
@@ -54,12 +56,24 @@ def test_an_errno_passes_or_becomes_eio_by_whatever_way_it_comes(
             "submit": request_.but(returns=-error),
             "complete": request_.but(members=(), answer=-error),
         }[way]
-        assert driver.serve(r) == told(error), errno.errorcode.get(error)
+        assert driver.serve(r) == told(request_.op, error), errno.errorcode.get(error)
 
 
 def test_no_errno_with_a_second_meaning_is_ever_told() -> None:
     for error in SECOND_MEANING:
-        assert told(error) == -errno.EIO
+        for op in (READ, WRITE, FLUSH):
+            assert told(op, error) == -errno.EIO
+
+
+@pytest.mark.parametrize("op", [READ, WRITE])
+def test_a_transfer_that_is_not_supported_is_an_error_and_no_invitation(
+    new_driver: DriverMaker, op: int
+) -> None:
+    """Who reads or writes through io_uring would be made to try again, for ever."""
+    assert new_driver().serve(Request(op, SIZE, returns=-errno.EOPNOTSUPP)) == -errno.EIO
+    assert new_driver().serve(Request(DISCARD, SIZE, returns=-errno.EOPNOTSUPP)) == (
+        -errno.EOPNOTSUPP
+    )
 
 
 @pytest.mark.parametrize("request_", [READER, WRITER, FLUSHER], ids=["read", "write", "flush"])

@@ -8,16 +8,24 @@
 #include "member.h"
 #include "stats.h"
 
+static bool transfers(unsigned int op)
+{
+	return op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
+}
+
 /*
  * Which errno the block layer may see. Some have a meaning of their own
  * there (EAGAIN, EBUSY, ENOMEM: try again for ever; ETIME, EOVERFLOW and
- * others: paths and zones), and most have none: block/blk-core.c.
+ * others: paths and zones), and most have none: block/blk-core.c. "Not
+ * supported" is an answer to DISCARD or WRITE_ZEROES; to a reader or writer
+ * through io_uring it means "try again", for ever: io_uring/rw.c.
  */
-static int sanitised(int err)
+static int sanitised(unsigned int op, int err)
 {
 	switch (err) {
-	case -ENOSPC:
 	case -EOPNOTSUPP:
+		return transfers(op) ? -EIO : err;
+	case -ENOSPC:
 	case -ENODATA:
 	case -EILSEQ:
 	case -ENOLINK:
@@ -85,10 +93,10 @@ static int result_of(struct group *g)
 	uint64_t moved;
 	int ret;
 
-	if (op != UBLK_IO_OP_READ && op != UBLK_IO_OP_WRITE) {
+	if (!transfers(op)) {
 		if (!g->nr_members && !g->answered)
 			group_fail(g, -EIO, 0);
-		return g->error ? sanitised(g->error) : 0;
+		return g->error ? sanitised(op, g->error) : 0;
 	}
 	moved = prefix(g);
 	if (moved) {
@@ -100,7 +108,7 @@ static int result_of(struct group *g)
 	}
 	if (moved)
 		return (int)moved;
-	return g->error ? sanitised(g->error) : -EIO;
+	return g->error ? sanitised(op, g->error) : -EIO;
 }
 
 static void finish(struct group *g)
