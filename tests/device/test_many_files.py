@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mapped import breakable
 from tools import (
     counters,
     device,
@@ -125,29 +124,15 @@ def test_a_mirror_has_the_same_on_every_file(scratch: Path) -> None:
         assert contents != {bytes(32 * MIB)}
 
 
-@contextlib.contextmanager
-def breakable(name: str, size: int) -> Iterator[str]:
-    """A device-mapper disk over a ram disk; `dmsetup` makes it fail."""
-    sectors = size // 512
-    run("modprobe", "brd", "rd_nr=1", f"rd_size={size >> 10}")
-    run("dmsetup", "create", name, "--table", f"0 {sectors} linear /dev/ram0 0")
-    run("dmsetup", "mknodes", name)  # no udev here
-    try:
-        yield f"/dev/mapper/{name}"
-    finally:
-        run("dmsetup", "remove", "--retry", name, check=False)
-        run("rmmod", "brd", check=False)
-
-
 def test_a_mirror_outlives_a_file_that_fails_and_says_so(scratch: Path) -> None:
-    run("modprobe", "dm-mod")
     good = sparse(scratch / "good.img", 32 * MIB)
-    with breakable("leg", 32 * MIB) as bad, device("mirror", "--file", bad, "--file", good) as node:
+    with (
+        breakable("leg", 32 * MIB) as bad,
+        device("mirror", "--file", bad.node, "--file", good) as node,
+    ):
         fio(node, "--rw=randrw", "--size=8m", *VERIFY)
         assert counters(node)["failed_files"] == 0
-        run("dmsetup", "suspend", "--nolockfs", "leg")
-        run("dmsetup", "load", "leg", "--table", f"0 {32 * MIB // 512} error")
-        run("dmsetup", "resume", "leg")
+        bad.fail()
         fio(node, "--rw=randrw", "--size=8m", *VERIFY)
         told = counters(node)
         assert told["read"]["errors"] == told["write"]["errors"] == 0

@@ -15,11 +15,14 @@ from typing import Any
 RUN_DIR = Path("/run/ublkd")
 
 
-def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command, its output as text; a failure shows what it said."""
+def run(
+    *command: str | Path, check: bool = True, said: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, its output as text; a failure shows what it said. `said` is its input."""
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=200, check=False
-    )
+        [str(word) for word in command], capture_output=True, text=True, timeout=200, check=False,
+        input=said,
+    )  # fmt: skip
     if check and done.returncode:
         raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
@@ -63,6 +66,18 @@ def device(target: str, *words: str | Path) -> Iterator[str]:
         yield node
     finally:
         ublkd("del", node, "--force", check=False)
+
+
+@contextlib.contextmanager
+def kernel_loop(path: str | Path, *, direct_io: bool = True) -> Iterator[str]:
+    """The kernel's own loop device over a file or block device: its node."""
+    run("modprobe", "loop")
+    mode = f"--direct-io={'on' if direct_io else 'off'}"
+    node = run("losetup", "--find", "--show", mode, path).stdout.strip()
+    try:
+        yield node
+    finally:
+        run("losetup", "--detach", node)
 
 
 @contextlib.contextmanager
