@@ -17,7 +17,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] tests/core/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device package bench-quick clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device package bench-quick bench-stripe clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ demo: $(VENV)/installed.stamp ## a sparse file becomes a verified disk, here or 
 
 bench-quick: $(VENV)/installed.stamp ## the loop target beside the kernel's, counted in instructions
 	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/quick.py'
+
+bench-stripe: $(VENV)/installed.stamp ## the stripe target beside the loop target, the same way
+	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/stripe.py'
 
 test: $(VENV)/installed.stamp ## lint, types, packages, unit, core (and sanitized), device on both kernels
 	@$(BIN)/python tests/all.py
