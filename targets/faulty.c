@@ -73,6 +73,17 @@ static int cut(const struct faulty *f, const struct group *g,
 	return res;
 }
 
+/*
+ * A request that starts at sector n is cut after n bytes, modulo a member's
+ * length: whoever goes over the disk in sectors meets a cut at every byte.
+ */
+static int cut_in_turn(const struct group *g, const struct member *m, int res)
+{
+	uint64_t at = g->iod->start_sector % m->len;
+
+	return at && at < (uint64_t)res ? (int)at : res;
+}
+
 static int spoil(const struct faulty *f, const struct group *g,
 		 unsigned int index, int res)
 {
@@ -82,6 +93,8 @@ static int spoil(const struct faulty *f, const struct group *g,
 		return res;
 	if (roll_member(f, g, index, ROLL_AGAIN) < f->again)
 		return -EAGAIN;
+	if (f->walk && m->done == 0)
+		return cut_in_turn(g, m, res);
 	return cut(f, g, index, res);
 }
 

@@ -20,6 +20,7 @@ from ublkd.target.bridge import serving
 
 UNITS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 """Nanoseconds."""
+TOLD = ("short", "odd", "walk", "again", "error", "delay")
 
 
 def _share(name: str, text: str) -> int:
@@ -62,6 +63,12 @@ class FaultyTarget:
         Option(name="over", help="the target to spoil", kind="target", required=True),
         Option(name="short", help="share of transfers cut short at a block (0 to 1)", default="0"),
         Option(name="odd", help="share of transfers cut short at any byte", default="0"),
+        Option(
+            name="walk",
+            help="cut each request's first transfers after as many bytes as its sector's number",
+            kind="flag",
+            default=False,
+        ),
         Option(name="again", help="share of transfers that say EAGAIN", default="0"),
         Option(name="error", help="ERRNO:SHARE of requests that fail (like EIO:0.001)"),
         Option(name="delay", help="TIME:SHARE of requests that wait (like 5ms:0.01)"),
@@ -71,7 +78,7 @@ class FaultyTarget:
     def __init__(self, over: Target, options: Mapping[str, OptionValue]) -> None:
         """Takes the other target over, to close it."""
         self._over = over
-        self._told = {key: options[key] for key in ("short", "odd", "again", "error", "delay")}
+        self._told = {key: options[key] for key in TOLD}
         seed = str(options["seed"])
         if not re.fullmatch("[0-9]{1,18}", seed, re.ASCII):
             raise UsageError(f"--seed {printable(seed)!r} is not a number", hint="like 7")
@@ -83,6 +90,7 @@ class FaultyTarget:
         self._handle.block = over.params.logical_block
         self._handle.short_by_block = _share("short", str(options["short"]))
         self._handle.short_by_byte = _share("odd", str(options["odd"]))
+        self._handle.walk = bool(options["walk"])
         self._handle.again = _share("again", str(options["again"]))
         if options["error"] is not None:
             self._handle.error_number, self._handle.error = _error(str(options["error"]))

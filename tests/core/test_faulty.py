@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .core import Core
-from .driver import DISCARD, FLUSH, READ, WRITE, Driver, DriverMaker, Member, Op, Request
+from .driver import DISCARD, FLUSH, READ, WRITE, Driver, DriverMaker, Member, Op, Request, instead
 
 SIZE = 64 << 10
 ALWAYS = 1 << 32
@@ -60,3 +60,32 @@ def test_members_before_the_refusal_do_not_save_the_request(over: Over) -> None:
     members = (Member(Op.READ, 1, 0, 0, SIZE),)
     driver = over()
     assert driver.serve(Request(READ, SIZE, members, returns=-errno.ENOSPC)) == -errno.ENOSPC
+
+
+@pytest.mark.parametrize(("sector", "moved"), [(1, 1), (511, 511), (8191, 8191), (8193, 1)])
+def test_a_walk_cuts_the_first_transfer_where_the_sector_says(
+    over: Over, sector: int, moved: int
+) -> None:
+    size = 8192
+    driver = over(delay=0, walk=True)
+    driver.pages()[:] = b"\xaa" * driver.max_io
+    members = (Member(Op.READ, 1, 0, 0, size),)
+    assert driver.serve(Request(READ, size, members, offset=sector * 512)) == size
+    assert [(e.off, e.len) for e in driver.issued()] == [(0, size), (moved, size - moved)]
+    assert driver.stats.short_members == 1
+
+
+def test_a_walk_leaves_whole_what_starts_at_a_multiple_of_its_length(over: Over) -> None:
+    driver = over(delay=0, walk=True)
+    members = (Member(Op.READ, 1, 0, 0, 8192),)
+    assert driver.serve(Request(READ, 8192, members, offset=8192 * 512)) == 8192
+    assert driver.stats.short_members == 0
+
+
+def test_a_walk_cuts_every_member_of_a_request_and_also_one_that_stumbled(over: Over) -> None:
+    driver = over(delay=0, walk=True)
+    members = tuple(Member(Op.READ, 1, 0, at, 4096) for at in (0, 4096))
+    request = Request(READ, 8192, members, offset=700 * 512, outcomes={0: instead(-errno.EAGAIN)})
+    assert driver.serve(request) == 8192
+    assert sorted(e.len for e in driver.issued()) == [3396, 3396, 4096, 4096, 4096]
+    assert driver.stats.short_members == 2
