@@ -27,6 +27,9 @@ class Op(IntEnum):
     FSYNC = 3
     FALLOCATE = 4
     DISCARD = 5
+    SEND = 7
+    SEND_ZC = 8
+    RECV = 9
 
 
 class Kind(IntEnum):
@@ -46,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Member:
-    """Offsets and lengths in bytes."""
+    """Offsets and lengths in bytes; on a lane `offset` is 0 or the address of memory."""
 
     op: Op
     file: int = 1
@@ -54,6 +57,15 @@ class Member:
     buf: int = 0
     len: int = 0
     flags: int = 0
+
+    @property
+    def on_lane(self) -> bool:
+        return self.op >= Op.SEND
+
+    @property
+    def carries(self) -> bool:
+        """Whether it moves bytes of the request."""
+        return self.op in (Op.READ, Op.WRITE) or (self.on_lane and not self.offset)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class Issued:
     len: int
     op_flags: int
     addr3: int
+    ioprio: int
     res: int
     order: int
 
@@ -97,6 +110,7 @@ class Request:
     reactions: Sequence[Reaction] = ()
     answer: int | None = None
     returns: int = 0
+    holds: int = 0
     flags: int = 0
     offset: int = 0
 
@@ -131,6 +145,8 @@ class Driver:
         ops: Any = None,
         target: Any = None,
         watch: bool = True,
+        fixed_streams: bool = True,
+        batched: bool = False,
     ) -> None:
         self.core = core
         self.ffi, self.lib = core.ffi, core.lib
@@ -146,7 +162,9 @@ class Driver:
         config.lease = getattr(self.lib, f"LEASE_{lease}")
         config.dev_fd, config.qid = dev_fd, qid
         config.files, config.nr_files = self._files, len(files)
-        config.ops = self.lib.scripted_ops() if ops is None else ops
+        config.fixed_streams = fixed_streams
+        scripted = self.lib.batched_ops() if batched else self.lib.scripted_ops()
+        config.ops = scripted if ops is None else ops
         native = self.ffi.NULL if target is None else target
         config.target = self._script if ops is None else native
         out = self.ffi.new("struct fake **")
@@ -169,6 +187,11 @@ class Driver:
     def pages(self, tag: int = 0) -> Any:
         """The request's pages as a buffer, where they are memory."""
         return self.ffi.buffer(self.lib.fake_pages(self._fake, tag), self.max_io)
+
+    def memory(self, tag: int = 0) -> Any:
+        """What a target gets of the request where its pages are not lent."""
+        table = self.env.leases
+        return self.ffi.buffer(table.arena + tag * self.max_io, self.max_io)
 
     # --- a round: requests that are in service together -----------------
 
@@ -200,8 +223,21 @@ class Driver:
         assert ret == 0, f"not committed: {os.strerror(-ret)}"
         return self.result(0)
 
-    def result(self, tag: int) -> int:
-        assert self.lib.fake_commits(self._fake, tag) == 1
+    @property
+    def batches(self) -> int:
+        """How often a batched target was called."""
+        return int(self._script.batches)
+
+    def group(self, tag: int = 0) -> Any:
+        """For what other threads do with it."""
+        return self.lib.fake_group(self._fake, tag)
+
+    def commits(self, tag: int = 0) -> int:
+        """How often its last request was committed."""
+        return int(self.lib.fake_commits(self._fake, tag))
+
+    def result(self, tag: int = 0) -> int:
+        assert self.commits(tag) == 1
         return int(self.lib.fake_result(self._fake, tag))
 
     def added(self, tag: int = 0) -> list[int]:
@@ -238,7 +274,7 @@ class Driver:
             plan = self._plans[tag]
             plan.members, plan.nr_members = self._members[tag], len(request.members)
             plan.answers, plan.answer = request.answer is not None, request.answer or 0
-            plan.returns = request.returns
+            plan.returns, plan.holds = request.returns, request.holds
             for member, steps in (request.outcomes or {}).items():
                 outcomes += [
                     {"tag": tag, "member": member, "kind": s.kind, "value": s.value} for s in steps
@@ -250,6 +286,7 @@ class Driver:
         )
         self._memory[1:] = kept
         self._script.reactions, self._script.nr_reactions = kept[1], len(reactions)
+        self._script.batches = 0
         self.lib.fake_script(self._fake, kept[0], len(outcomes))
 
 

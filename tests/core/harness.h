@@ -110,6 +110,7 @@ struct issued {
 	uint32_t len;
 	uint32_t op_flags;
 	uint64_t addr3;
+	uint16_t ioprio;
 	int res; /* what the engine was told */
 	uint32_t order; /* of its completion, from 1; 0: none was seen */
 };

@@ -52,7 +52,7 @@ def play(member: Member, outcomes: Sequence[Outcome], end_of_file: int | None) -
     """Issues a member until it is done or has failed. `end_of_file` bounds what can be read."""
     p = Played()
     steps = iter(outcomes)
-    moves = member.op in (Op.READ, Op.WRITE, Op.ZEROES)
+    moves = member.carries or member.on_lane or member.op == Op.ZEROES
     patience = PATIENCE
     while True:
         asked = member.len - p.done
@@ -100,22 +100,26 @@ def committed(
     *,
     block: int,
     max_members: int,
+    in_memory: bool,
 ) -> int:
-    """The result of a request; `completions` says when each member's last one was seen."""
+    """
+    The result of a request; `completions` says when each member's last one was seen, `in_memory`
+    whether a target can reach the request's bytes itself.
+    """
     accepted = request.members[:max_members]
     refused = request.members[max_members:]
     failed = {i: p.error for i, p in played.items() if p.error is not None}
 
-    errors = [-errno.EIO for m in refused if m.op not in (Op.READ, Op.WRITE)]
+    errors = [-errno.EIO for m in refused if not m.carries]
     if request.answer is not None and request.answer < 0:
         errors.append(request.answer)
     if request.returns < 0:
         errors.append(request.returns)
-    voided = bool(errors) or any(accepted[i].op not in (Op.READ, Op.WRITE) for i in failed)
+    voided = bool(errors) or any(not accepted[i].carries for i in failed)
     errors += [failed[i] for i in sorted(failed, key=lambda i: completions[i])]
 
     if request.op in (READ, WRITE):
-        moved = 0 if voided else _prefix(request, accepted, refused, played)
+        moved = 0 if voided else _prefix(request, accepted, refused, played, in_memory)
         moved -= moved % block
         if moved:
             return moved
@@ -130,13 +134,16 @@ def _prefix(
     accepted: Sequence[Member],
     refused: Sequence[Member],
     played: Mapping[int, Played],
+    in_memory: bool,
 ) -> int:
     """Bytes from 0 on that somebody moved and that nobody who should have has left out."""
-    if request.answer is not None and not any(m.op in (Op.READ, Op.WRITE) for m in accepted):
-        return min(request.answer, request.size, *(m.buf for m in refused))
+    if request.answer is not None and not any(m.carries for m in request.members):
+        if request.op == READ and not in_memory:
+            return 0  # nobody can have filled it
+        return min(request.answer, request.size)
     here, missing = bytearray(request.size + 1), bytearray(request.size + 1)
     for i, m in enumerate(accepted):
-        if m.op in (Op.READ, Op.WRITE):
+        if m.carries:
             _mark(here, m.buf, m.buf + m.len)
             _mark(missing, m.buf + played[i].done, m.buf + m.len)
     for m in refused:

@@ -72,7 +72,7 @@ def data_members(draw: st.DrawFn, op: Op, size: int, cursor: Cursor) -> list[Mem
     typical = draw(st.sampled_from([size, size // 3 + 1, size // 64 + 1]))
     members: list[Member] = []
     end = 0
-    for _ in range(draw(st.sampled_from([1, 2, 3, 8, 64, 70]))):
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2, 3, 8, 64, 70]))):
         shape = draw(st.sampled_from(shapes))
         buf, length = end, draw(st.one_of(st.just(typical), st.integers(1, typical)))
         if shape == "gap":
@@ -117,12 +117,13 @@ def requests(draw: st.DrawFn, block: int, cursor: Cursor) -> Request:
     for i in draw(st.sets(st.integers(0, max(0, len(members) - 1)), max_size=5)):
         if members:
             outcomes[i] = draw(outcomes_of(members[i]))
+    answers = [0, 5, -errno.ENOSPC, size, size + 4096, None] + [None] * 7 * bool(members)
     return Request(
         op,
         size,
         tuple(members),
         outcomes,
-        answer=draw(st.sampled_from([None] * 8 + [0, 5, -errno.ENOSPC, size, size + 4096])),
+        answer=draw(st.sampled_from(answers)),
         returns=draw(st.sampled_from([0] * 8 + [5, -errno.EIO, -errno.ENODATA])),
     )
 

@@ -363,17 +363,20 @@ int watch_ended(struct watch *w, uint64_t user_data, int res, uint32_t flags)
 	const struct flight *fl;
 	struct issued *entry;
 
-	if (flags & IORING_CQE_F_MORE) /* a notification follows */
-		return res;
-	w->in_flight--;
-	if (user_data & (UD_LEND | UD_UNLEND))
+	if (user_data & (UD_LEND | UD_UNLEND)) {
+		w->in_flight--;
 		return command_ended(w, user_data);
+	}
 	fl = &t->flights[member];
 	entry = &w->log[fl->log];
 	if (fl->replaced || (fl->denied && res > fl->result))
 		res = fl->result;
+	if (!(flags & IORING_CQE_F_NOTIF)) /* that one tells nothing */
+		entry->res = res;
+	if (flags & IORING_CQE_F_MORE) /* it follows */
+		return res;
+	w->in_flight--;
 	t->members--;
-	entry->res = res;
 	entry->order = ++w->completions;
 	return res;
 }

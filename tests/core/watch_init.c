@@ -56,6 +56,7 @@ uint32_t watch_keep(struct watch *w, uint16_t tag, uint16_t member,
 		.len = sqe->len,
 		.op_flags = (uint32_t)sqe->rw_flags,
 		.addr3 = sqe->addr3,
+		.ioprio = sqe->ioprio,
 	};
 	return w->nr_log++;
 }

@@ -19,7 +19,6 @@ from .driver import (
     Driver,
     Issued,
     Kind,
-    Member,
     Op,
     Outcome,
     Request,
@@ -44,6 +43,11 @@ class Way:
     @property
     def carries(self) -> bool:
         return self.lease == "USER_COPY" or self.refused < 0
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a target can reach a request's bytes by itself."""
+        return self.carries or self.lease == "COPY"
 
 
 WAYS = {
@@ -113,6 +117,7 @@ class World:
         for tag, data in enumerate(pages):
             if self._way.carries:
                 os.pwrite(self._dev, data, _position(tag))
+                driver.memory(tag)[:] = data[::-1]
             else:
                 driver.pages(tag)[:] = data
         return files, pages
@@ -162,7 +167,12 @@ class World:
         for tag, request in r.requests.items():
             ends = {e.member: e.order for e in issued if e.tag == tag}
             rule = committed(
-                request, want.played[tag], ends, block=r.block, max_members=r.max_members
+                request,
+                want.played[tag],
+                ends,
+                block=r.block,
+                max_members=r.max_members,
+                in_memory=self._way.in_memory,
             )
             assert results[tag] == rule, f"tag {tag}"
         for fd, data in zip(self._fds, want.files, strict=True):
@@ -190,7 +200,7 @@ class World:
             if self._way.by_hand and request.op in (READ, WRITE):
                 want = [LEND] if self._way.refused else [LEND, UNLEND]
             elif self._way.lease == "GROUP":
-                led = [e for e in mine if e.member < LEAD and carries(request.members[e.member])]
+                led = [e for e in mine if e.member < LEAD and request.members[e.member].carries]
                 want = [LEAD] * len(led)
             assert [e.member for e in mine if e.member >= LEAD] == want
 
@@ -202,17 +212,9 @@ class World:
             return want.pages[tag]
         request = r.requests[tag]
         arrived = max(0, results[tag]) if request.op == READ else 0
-        if not any(m.op == Op.READ for m in request.members):
-            return self._pages_of_an_answer(arrived, before, tag)
+        if not any(m.carries for m in request.members):  # the target itself has filled memory
+            return before[::-1][:arrived] + before[arrived:]
         return want.pages[tag][:arrived] + before[arrived:]
-
-    def _pages_of_an_answer(self, arrived: int, before: bytes, tag: int) -> bytes:
-        """A target that answered a READ without members has filled nothing that we know of."""
-        return os.pread(self._dev, arrived, _position(tag)) + before[arrived:]
-
-
-def carries(member: Member) -> bool:
-    return member.op in (Op.READ, Op.WRITE)
 
 
 def _position(tag: int) -> int:
