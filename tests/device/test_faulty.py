@@ -11,7 +11,7 @@ from tools import counters, device, fio, leases, nothing_left, refused, sparse, 
 
 MIB = 1 << 20
 FAULTS = ("--short", "0.5", "--odd", "0.3", "--again", "0.2", "--seed", "7")
-OVERS = {"loop": 1, "stripe": 4, "mirror": 2}
+OVERS = {"loop": 1, "concat": 3, "stripe": 4, "mirror": 2}
 
 
 def files(folder: Path, count: int, size: int = 32 * MIB) -> list[str | Path]:
