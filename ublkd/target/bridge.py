@@ -38,6 +38,7 @@ class Bridge:
         """``target`` has ``submit``."""
         self._submit = target.submit
         self._name = name
+        self._files = len(target.files())
         self._read_only: bool = target.params.read_only
         self._kept: dict[Any, list[Any]] = {}
         self._lines: deque[float] = deque(maxlen=LINES)
@@ -70,7 +71,7 @@ class Bridge:
         def keep(what: Any) -> None:
             self._kept.setdefault(raw, []).append(what)
 
-        group = Group(raw, io, keep, self.report)
+        group = Group(raw, io, self._files, keep, self.report)
         try:
             if self._read_only and io.op in MODIFY:
                 raise PermissionError(errno.EROFS, "the disk is read-only")

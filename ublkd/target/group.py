@@ -46,15 +46,20 @@ class Group:
     The methods that add members return at once; the kernel does the work, all members at the same
     time, and the request ends after the last of them. ``file`` counts from 0 in the target's
     ``files()``, ``at`` is where in the request's own bytes a member starts; members are added in
-    ascending order of it. Each raises GroupOverError if it is too late, and OSError if the
-    request cannot have that member: let it pass.
+    ascending order of it. Each raises GroupOverError if it is too late, IndexError or ValueError
+    for a file or a place that is not there, and OSError for a socket that is broken: let it pass.
     """
 
-    __slots__ = ("_io", "_keep", "_raw", "_report", "used")
+    __slots__ = ("_files", "_io", "_keep", "_raw", "_report", "used")
 
-    def __init__(self, raw: Any, io: IoDesc, keep: Callable[[Any], None], report: Report) -> None:
-        """``raw`` is a ``struct group *``; ``keep`` holds memory until the request is over."""
+    def __init__(
+        self, raw: Any, io: IoDesc, files: int, keep: Callable[[Any], None], report: Report
+    ) -> None:
+        """``raw`` is a ``struct group *``; there are that many ``files``; ``keep`` holds memory
+        until the request is over.
+        """
         self._raw = raw
+        self._files = files
         self._io = io
         self._keep = keep
         self._report = report
@@ -77,35 +82,40 @@ class Group:
         """``submit`` has returned."""
         self._raw = None
 
+    def _slot(self, file: int) -> int:
+        if not 0 <= file < self._files:
+            raise IndexError(f"there is no file {file} among the {self._files} of files()")
+        return file + 1
+
     # --- files ------------------------------------------------------------------------------
 
     def read(self, file: int, offset: int, length: int, at: int = 0) -> None:
         """Read ``length`` bytes of a file into the request's."""
-        _added(lib.group_read(self._live, file + 1, offset, at, length))
+        _added(lib.group_read(self._live, self._slot(file), offset, at, length))
 
     def write(
         self, file: int, offset: int, length: int, at: int = 0, *, durable: bool | None = None
     ) -> None:
         """Write the request's bytes to a file; durably if the request asks for that (FUA)."""
         flags = os.RWF_DSYNC if (self._io.fua if durable is None else durable) else 0
-        _added(lib.group_write(self._live, file + 1, offset, at, length, flags))
+        _added(lib.group_write(self._live, self._slot(file), offset, at, length, flags))
 
     def zeroes(self, file: int, offset: int, length: int, *, durable: bool | None = None) -> None:
         """Write zeroes to a file."""
         flags = os.RWF_DSYNC if (self._io.fua if durable is None else durable) else 0
-        _added(lib.group_zeroes(self._live, file + 1, offset, length, flags))
+        _added(lib.group_zeroes(self._live, self._slot(file), offset, length, flags))
 
     def fsync(self, file: int) -> None:
         """Make a file's data durable (fdatasync)."""
-        _added(lib.group_fsync(self._live, file + 1, 1))
+        _added(lib.group_fsync(self._live, self._slot(file), 1))
 
     def fallocate(self, file: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2) on a file; ``mode`` as there."""
-        _added(lib.group_fallocate(self._live, file + 1, mode, offset, length))
+        _added(lib.group_fallocate(self._live, self._slot(file), mode, offset, length))
 
     def discard(self, file: int, offset: int, length: int) -> None:
         """Discard a range of a block device."""
-        _added(lib.group_discard(self._live, file + 1, offset, length))
+        _added(lib.group_discard(self._live, self._slot(file), offset, length))
 
     # --- stream sockets ---------------------------------------------------------------------
 
@@ -127,25 +137,25 @@ class Group:
         sockets). Such a member ends when the other side has them. Needs Params.zero_copy_sends.
         """
         flags = (_MSG_MORE if more else 0) | (lib.GROUP_SEND_ZC if zero_copy else 0)
-        _added(lib.group_send(self._live, file + 1, at, length, flags))
+        _added(lib.group_send(self._live, self._slot(file), at, length, flags))
 
     def recv(self, file: int, length: int, at: int = 0) -> None:
         """Receive into the request's bytes."""
-        _added(lib.group_recv(self._live, file + 1, at, length))
+        _added(lib.group_recv(self._live, self._slot(file), at, length))
 
     def send_bytes(self, file: int, data: bytes, *, more: bool = False) -> None:
         """Send bytes that are not the request's: a header."""
         self._keep(data)
         raw = ffi.from_buffer(data)
         flags = _MSG_MORE if more else 0
-        _added(lib.group_send_memory(self._live, file + 1, raw, len(raw), flags))
+        _added(lib.group_send_memory(self._live, self._slot(file), raw, len(raw), flags))
 
     def recv_bytes(self, file: int, into: bytearray) -> None:
         """Receive bytes that are not the request's; they are there when the request is over."""
         self._keep(into)
         raw = ffi.from_buffer(into, require_writable=True)
         self._keep(raw)
-        _added(lib.group_recv_memory(self._live, file + 1, raw, len(raw)))
+        _added(lib.group_recv_memory(self._live, self._slot(file), raw, len(raw)))
 
     # --- answers ----------------------------------------------------------------------------
 
@@ -230,5 +240,9 @@ _MSG_MORE = 0x8000  # <sys/socket.h>
 
 def _added(ret: int) -> None:
     """What has no room is served when the rest of the request comes back."""
+    if ret == -errno.EINVAL:
+        raise ValueError("a member reaches beyond the request's bytes")
+    if ret == -errno.ENOTSOCK:
+        raise ValueError("that file is no stream socket")
     if ret < 0 and ret != -errno.E2BIG:
         raise OSError(-ret, os.strerror(-ret))
