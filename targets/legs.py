@@ -72,8 +72,11 @@ class Legs:
 
     @property
     def block(self) -> int:
-        """Bytes of a block that suits them all."""
-        return max(backing.access.block for backing in self.backings)
+        """Bytes of a block that suits them all.
+
+        A request is cut at blocks, so a block also keeps to what direct I/O wants of memory.
+        """
+        return max(max(b.access.block, b.access.mem_align) for b in self.backings)
 
     def smallest(self, multiple: int) -> tuple[int, str]:
         """Bytes that each of them has, in whole ``multiple``, and a warning if some have more."""
