@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_an_error_arrives_as_itself_and_no_byte_that_was_not_read(scratch: Path)
             fio(node, "--rw=randrw", "--bs=64k", "--iodepth=8", "--size=2m", "--verify=crc32c",
                 "--verify_fatal=1", "--serialize_overlap=1")  # fmt: skip
             assert ublkd_json("show", node)["describe"]["fault_delay"] == "20ms:0.5"
+    nothing_left()
+
+
+def test_what_is_not_supported_fails_a_reader_through_io_uring(scratch: Path) -> None:
+    """As itself it would be read again and again: io_uring takes it for EAGAIN."""
+    with device("faulty", "--over", "loop", *files(scratch, 1), "--error", "EOPNOTSUPP:1") as node:
+        for rw in ("read", "write"):
+            told = fio(node, f"--rw={rw}", "--bs=4k", "--size=4k", check=False)
+            assert told["jobs"][0]["error"] == errno.EIO
     nothing_left()
 
 
