@@ -36,6 +36,7 @@ class DeviceConfig:
     max_io: int = 512 << 10  # bytes of the largest request
     lease: Lease | None = None  # None: the best there is
     partscan: bool = True  # the kernel looks for partitions
+    paths: tuple[str, ...] = ()  # those among the options
 
 
 def parse_size(text: str) -> int:
@@ -166,6 +167,14 @@ def parse_name(text: str) -> str:
     return text
 
 
+def _paths(known: Mapping[str, Option], values: Mapping[str, OptionValue]) -> tuple[str, ...]:
+    found: list[str] = []
+    for option in (o for o in known.values() if o.kind == "path"):
+        value = values[option.key]
+        found += value if isinstance(value, tuple) else [value] if isinstance(value, str) else []
+    return tuple(found)
+
+
 def _text(raw: RawOption) -> str | None:
     return raw if isinstance(raw, str) else None
 
@@ -194,9 +203,11 @@ def build(
             f"--lease {printable(lease)!r} is none of its choices",
             hint="one of " + ", ".join(leases),
         )
+    values = parse_options(target, known, options)
     return DeviceConfig(
         target=target,
-        options=parse_options(target, known, options),
+        options=values,
+        paths=_paths(known, values),
         name=None if name is None else parse_name(name),
         id=None if id is None else _number("id", id, 0, MAX_ID),
         queues=default.queues if queues is None else _number("queues", queues, 1, MAX_QUEUES),

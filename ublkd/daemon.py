@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ublkd import manage, registry
+from ublkd import below, manage, registry
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
 from ublkd.device import Device
@@ -47,6 +47,8 @@ Log = Callable[[str], None]
 
 
 def _open_target(config: DeviceConfig) -> Target:
+    if config.id is not None:  # before it is opened: see below.py
+        below.refuse_paths(config.paths, config.id, StateDir().backings)
     cls = registry.load(config.target)
     try:
         return cls.from_options(config.options)

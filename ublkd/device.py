@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from ublkd import stats
+from ublkd import below, stats
 from ublkd.config import DeviceConfig
 from ublkd.control import ANY_ID, CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, reason
@@ -155,6 +155,8 @@ class Device:
 
     def _add(self) -> DevInfo:
         config = self._config
+        if config.id is not None:  # a number that the driver chooses has no disk yet
+            below.refuse_itself(self._target.files(), config.id, self._states.backings)
         with self._states.lock():
             if config.name is not None:
                 self._check_name(config.name)

@@ -56,6 +56,13 @@ class DeviceState:
     describe: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
+    @property
+    def backings(self) -> list[str]:
+        """The paths behind it, as its target tells them."""
+        told = self.describe.get("backing", ())
+        paths = told if isinstance(told, list | tuple) else [told]
+        return [path for path in paths if isinstance(path, str)]
+
 
 class StateDir:
     """The folder: root's own, nobody else's. Every method may raise UblkdError."""
@@ -135,6 +142,11 @@ class StateDir:
                 return _decoded(f.read(MAX_BYTES), dev_id)
         finally:
             os.close(fd)
+
+    def backings(self, dev_id: int) -> list[str]:
+        """The paths behind a device, where they are known."""
+        state = self.read(dev_id)
+        return state.backings if state else []
 
     def ids(self) -> list[int]:
         """The devices that have files here, by number."""

@@ -152,6 +152,7 @@ def test_all_words_of_add_reach_the_config() -> None:
         "max_io": 65536,
         "lease": "copy",
         "partscan": False,
+        "paths": [],
     }
 
 

@@ -152,6 +152,13 @@ def test_what_is_left_out_gets_its_default() -> None:
     assert made.options == {"size": 250 << 30, "block_size": None}
 
 
+def test_the_paths_among_the_options_are_known() -> None:
+    assert build("loop", {"file": "/a"}).paths == ("/a",)
+    assert build("mirror", {"file": ("/a", "/b")}).paths == ("/a", "/b")
+    assert build("faulty", {"over": "loop", "file": "/a"}).paths == ("/a",)
+    assert build("null", {}).paths == ()
+
+
 def test_the_defaults_are_inside_their_own_ranges() -> None:
     default = DeviceConfig(target="null", options={})
     told = {"queues": default.queues, "depth": default.depth, "max_io": default.max_io}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log, LoggedStates, dev_info
 from tests.unit.helpers import is_one_line, open_fds
-from ublkd import device, stats
+from ublkd import below, device, stats
 from ublkd._core import ffi
 from ublkd.config import DeviceConfig
 from ublkd.control import CommandError
@@ -170,6 +170,17 @@ def test_a_refused_add_is_explained(bench: Bench, number: int, words: str) -> No
     with pytest.raises(UblkdError, match=words) as caught, bench.device(id=3):
         pytest.fail("it must not come to be")
     assert is_one_line(caught.value.message)
+
+
+def test_a_disk_that_would_stand_on_itself_is_refused_before_the_driver_is_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.target, "files", lambda: (7, 8))
+    standing = {7: {"sda": ""}, 8: {"dm-0": "", "ublkb3": "dm-0"}}
+    monkeypatch.setattr(below, "devices", lambda fd, _: standing[fd])
+    with pytest.raises(UblkdError, match="itself through /dev/dm-0"), bench.device(id=3):
+        pytest.fail("it must not come to be")
+    assert list(bench.log) == ["close target"]
 
 
 def test_a_number_that_another_of_ours_has_is_called_so(bench: Bench) -> None:

@@ -17,7 +17,7 @@ LAYERS = [
     {"_core", "errors"},
     {"uapi"},
     {"target"},
-    {"registry", "features", "state", "stats", "uevent"},
+    {"registry", "features", "state", "stats", "uevent", "below"},
     {"config", "control", "queue"},
     {"device", "manage"},
     {"daemon"},

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log
 from tests.unit.helpers import open_fds
-from ublkd import daemon, device, registry
+from ublkd import below, daemon, device, registry
 from ublkd.config import DeviceConfig, build
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import REQUIRED
@@ -203,6 +203,20 @@ def test_a_target_that_does_not_open_says_why(
     bench.error = error
     with pytest.raises(UblkdError, match=words):
         bench.serve()
+    assert list(bench.log) == []
+
+
+def test_a_path_that_stands_on_the_disk_itself_is_not_even_opened(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(_: object) -> None:
+        pytest.fail("it was opened")
+
+    monkeypatch.setattr(bench, "from_options", opened)
+    monkeypatch.setattr(below, "devices", lambda *_: {"ublkb0": ""})
+    config = DeviceConfig(target="fake", options={}, id=0, paths=("/dev/null",))
+    with pytest.raises(UblkdError, match="would stand on itself"):
+        daemon.serve(config, 1, bench.heard.append, bench.lines.append)
     assert list(bench.log) == []
 
 
