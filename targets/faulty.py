@@ -104,7 +104,7 @@ class FaultyTarget:
         inner = registry.load(str(options["over"]))
         if issubclass(inner, FaultyTarget):
             raise UsageError("faulty over faulty makes no sense", hint="name another target")
-        over = inner.from_options(options)
+        over = registry.opened(str(options["over"]), options)
         try:
             return cls(over, options)
         except BaseException:

@@ -18,7 +18,7 @@ from ublkd import below, manage, registry
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
 from ublkd.device import Device
-from ublkd.errors import BY_EXIT_CODE, UblkdError, printable, reason
+from ublkd.errors import BY_EXIT_CODE, UblkdError, internal, printable, trace_of
 from ublkd.features import groups, negotiate
 from ublkd.state import StateDir, new_cookie
 from ublkd.target import Target
@@ -49,22 +49,7 @@ Log = Callable[[str], None]
 def _open_target(config: DeviceConfig) -> Target:
     if config.id is not None:  # before it is opened: see below.py
         below.refuse_paths(config.paths, config.id, StateDir().backings)
-    cls = registry.load(config.target)
-    try:
-        return cls.from_options(config.options)
-    except UblkdError:
-        raise
-    except OSError as error:
-        where = f"{printable(str(error.filename))}: " if error.filename else ""
-        raise UblkdError(
-            f"target {config.target}: {where}{reason(error)}",
-            hint=f"see 'ublkd add --target {config.target} --help'",
-        ) from error
-    except Exception as error:  # a stranger's code: whatever it raises is its fault
-        raise UblkdError(
-            f"target {config.target} failed: {type(error).__name__}: {printable(str(error))}",
-            hint="this is a defect of the target: tell whoever made it",
-        ) from error
+    return registry.opened(config.target, config.options)
 
 
 @contextlib.contextmanager
@@ -288,14 +273,10 @@ def _report(config: DeviceConfig, cookie: int, write_end: int) -> int:
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         serve(config, cookie, ready, lambda line: syslog.syslog(syslog.LOG_INFO, printable(line)))
-    except UblkdError as error:
-        syslog.syslog(syslog.LOG_ERR, printable(error.message))
-        tell({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
-        return error.exit_code
     except Exception as error:
-        what = printable(f"{type(error).__name__}: {error}")
-        syslog.syslog(syslog.LOG_ERR, f"internal error: {what}")
-        hint = "this is a defect of ublkd: please report it, with the output of 'ublkd features'"
-        tell({"error": f"internal error: {what}", "hint": hint, "exit_code": 1})
-        return 1
+        known = error if isinstance(error, UblkdError) else internal(error)
+        for line in [*trace_of(known), known.message]:
+            syslog.syslog(syslog.LOG_ERR, printable(line))
+        tell({"error": known.message, "hint": known.hint, "exit_code": known.exit_code})
+        return known.exit_code
     return 0

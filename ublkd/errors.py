@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import traceback
+
+DEBUG = "UBLKD_DEBUG"
+"""The environment variable with which a defect shows its traceback."""
 
 
 class UblkdError(Exception):
@@ -31,6 +35,12 @@ class NotPossibleError(UblkdError):
     exit_code = 3
 
 
+class DefectError(UblkdError):
+    """What nobody expected: a defect of ublkd or of a plug-in. One line like any other failure;
+    its cause has the traceback.
+    """
+
+
 BY_EXIT_CODE: dict[int, type[UblkdError]] = {
     cls.exit_code: cls for cls in (UblkdError, UsageError, NotPossibleError)
 }
@@ -41,6 +51,33 @@ def reason(error: OSError | int) -> str:
     number = error if isinstance(error, int) else error.errno
     text = os.strerror(abs(number)) if number else str(error)
     return text[:1].lower() + text[1:]
+
+
+def told(error: BaseException) -> str:
+    """An exception as one line, whatever it does when it is asked for its text."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(it has no words for it)"
+    return printable(f"{type(error).__name__}: {text}")
+
+
+def internal(error: BaseException) -> DefectError:
+    """The error for an exception that nobody expected."""
+    found = DefectError(
+        f"internal error: {told(error)}",
+        hint="this is a defect of ublkd: please report it, with the output of 'ublkd features' and "
+        f"what {DEBUG}=1 shows",
+    )
+    found.__cause__ = error
+    return found
+
+
+def trace_of(error: UblkdError) -> list[str]:
+    """The lines of a defect's traceback, if the environment asks for them."""
+    if not isinstance(error, DefectError) or not os.environ.get(DEBUG):
+        return []
+    return "".join(traceback.format_exception(error.__cause__ or error)).splitlines()
 
 
 def printable(text: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from ublkd.errors import UblkdError, UsageError, printable
-from ublkd.target import API_VERSION, Option, Target
+from ublkd.errors import UblkdError, UsageError, printable, reason, told
+from ublkd.plugin import Maker, blamed, guarded, wrong_options
+from ublkd.target import API_VERSION, Option, OptionValue, Target
 
 GROUP = "ublkd.targets"
+UNKNOWN = "an unknown package"
 MEMBERS = ("options", "from_options", "files", "describe", "close")
 """What a target's class has; ``params`` may be its instances' alone."""
 WAYS = ("submit", "native")
@@ -24,16 +26,44 @@ def names() -> list[str]:
 def load(name: str) -> type[Target]:
     """The target class of that name.
 
-    Raises UsageError for a name nobody registered and UblkdError for a plug-in that does not
-    load, does not look like a target, or speaks another version of the protocol.
+    Raises UsageError for a name nobody registered and UblkdError for one that several packages
+    did, or a plug-in that does not load, does not look like a target, or speaks another version
+    of the protocol.
     """
-    found = list(entry_points(group=GROUP, name=name))
+    found = {(_maker(p).package, p.value): p for p in entry_points(group=GROUP, name=name)}
     if not found:
         known = ", ".join(names()) or "none (is ublkd installed properly?)"
         raise UsageError(
             f"unknown target {printable(name)!r}", hint=f"targets on this machine: {known}"
         )
-    return _checked(found[0])
+    if len(found) > 1:
+        packages = " and by ".join(sorted({printable(package) for package, _ in found}))
+        raise UblkdError(
+            f"target {printable(name)!r} is registered more than once: by {packages}",
+            hint="remove all but one of them, for example with 'pip uninstall'",
+        )
+    return _checked(*found.values())
+
+
+def opened(name: str, options: Mapping[str, OptionValue]) -> Target:
+    """A target of that name; what its code raises from then on is an UblkdError as well.
+
+    Raises UblkdError: the target's own, or one that says whose fault it is.
+    """
+    cls = load(name)
+    maker = next(map(_maker, entry_points(group=GROUP, name=name)), Maker(name, UNKNOWN))
+    try:
+        return guarded(cls.from_options(options), maker)
+    except UblkdError:
+        raise
+    except OSError as error:
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
+        raise UblkdError(
+            f"target {name}: {where}{reason(error)}",
+            hint=f"see 'ublkd add --target {name} --help'",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise maker.failed("from_options()", error) from error
 
 
 def options_of(name: str, named: Callable[[str], str | None]) -> dict[str, Option]:
@@ -49,14 +79,18 @@ def options_of(name: str, named: Callable[[str], str | None]) -> dict[str, Optio
     return found
 
 
+def _maker(point: EntryPoint) -> Maker:
+    return Maker(point.name, (point.dist.name if point.dist else None) or UNKNOWN)
+
+
 def _checked(point: EntryPoint) -> type[Target]:
-    owner = point.dist.name if point.dist else "an unknown package"
-    who = f"target {point.name!r} (from {owner})"
+    who = _maker(point)
+    owner = printable(who.package)
     try:
         cls = point.load()
     except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is its fault
         raise UblkdError(
-            f"{who} does not load: {type(error).__name__}: {printable(str(error))}",
+            f"{who} does not load: {told(error)}",
             hint=f"it is a plug-in: reinstall or remove {owner}",
         ) from error
     version = getattr(cls, "api_version", None)
@@ -73,4 +107,7 @@ def _checked(point: EntryPoint) -> type[Target]:
             f"{who} is not a target: it has no {', '.join(missing)}",
             hint="see ublkd.target.Target for what a target is",
         )
+    with blamed(who, "options"):
+        if why := wrong_options(cls.options):
+            raise who.fault(f"is broken: {why}")
     return cast("type[Target]", cls)

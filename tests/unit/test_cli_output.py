@@ -243,3 +243,40 @@ manage.devices = devices
 
 def test_the_real_program_and_the_faked_one_print_the_same_help() -> None:
     assert faked("--help").stdout == ublkd("--help").stdout
+
+
+DEFECT = """
+def broken(*_):
+    raise KeyError("two\\nlines")
+manage.devices = broken
+"""
+
+
+def test_an_exception_that_nobody_expected_is_one_line_that_asks_for_a_report() -> None:
+    for nothing in ({}, {"UBLKD_DEBUG": ""}):
+        ran = faked("list", script=DEFECT, env=nothing)
+        assert ran.returncode == 1
+        assert ran.stdout == ""
+        assert_one_line_and_hint(ran.stderr)
+        assert ran.stderr.startswith("ublkd: internal error: KeyError: ")
+        assert "please report it" in ran.stderr
+
+
+def test_with_ublkd_debug_its_traceback_comes_first() -> None:
+    ran = faked("list", script=DEFECT, env={"UBLKD_DEBUG": "1"})
+    assert ran.returncode == 1
+    *trace, message, hint = ran.stderr.splitlines()
+    assert trace[0] == "Traceback (most recent call last):"
+    assert "in broken" in ran.stderr
+    assert message.startswith("ublkd: internal error: KeyError")
+    assert hint.startswith("hint: ")
+
+
+def test_an_expected_failure_has_no_traceback_even_then() -> None:
+    script = """
+def refuse(*_):
+    raise UblkdError("no", hint="so")
+manage.devices = refuse
+"""
+    ran = faked("list", script=script, env={"UBLKD_DEBUG": "1"})
+    assert ran.stderr == "ublkd: no\nhint: so\n"

@@ -151,6 +151,38 @@ def test_a_defect_is_one_line_that_asks_for_a_report(tmp_path: Path, raised: str
     assert is_gone(tmp_path)
 
 
+def test_a_defect_of_a_plug_in_is_told_as_its_own(tmp_path: Path) -> None:
+    told = started(
+        tmp_path,
+        """
+from ublkd.plugin import Maker, guarded
+serving(lambda *_: guarded(None, Maker("odd", "odd-package")).params)
+""",
+    )
+    said = "target 'odd' (from odd-package) failed in params: AttributeError: "
+    assert told["message"].startswith(said)
+    assert told["hint"] == "this is a defect of odd-package: tell whoever made it"
+    assert told["code"] == 1
+
+
+def test_with_ublkd_debug_the_log_has_the_traceback_of_a_defect(tmp_path: Path) -> None:
+    script = """
+import syslog
+os.environ["UBLKD_DEBUG"] = "1"
+lines = []
+def log(level, line):
+    lines.append(line)
+    seen("log", "\\n".join(lines))
+syslog.syslog = log
+serving(lambda *_: {}["no such key"])
+"""
+    told = started(tmp_path, script)
+    assert told["message"] == "internal error: KeyError: 'no such key'"
+    logged = (tmp_path / "log").read_text().splitlines()
+    assert logged[0] == "Traceback (most recent call last):"
+    assert logged[-1] == told["message"]
+
+
 @pytest.mark.parametrize("text", ["two\\nlines", "a\\udcffb", "a\\0b", "\\ud800"])
 def test_a_defect_with_strange_words_is_still_told(tmp_path: Path, text: str) -> None:
     told = started(

@@ -17,6 +17,7 @@ LAYERS = [
     {"_core", "errors"},
     {"uapi"},
     {"target"},
+    {"plugin"},
     {"registry", "features", "state", "stats", "uevent", "below"},
     {"config", "control", "queue"},
     {"device", "manage"},

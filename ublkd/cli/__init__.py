@@ -14,7 +14,7 @@ import click
 from ublkd.cli import add, verbs  # noqa: F401 - they join the group
 from ublkd.cli.common import cli
 from ublkd.cli.output import complain, unheard
-from ublkd.errors import UblkdError, UsageError, valid_text
+from ublkd.errors import UblkdError, UsageError, internal, valid_text
 
 OUTPUT_LOST = (errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE)
 
@@ -64,6 +64,9 @@ def _guarded(run: Callable[[], Any]) -> int:
         lost = unheard()
         output = error.filename is None and error.errno in OUTPUT_LOST
         complain(lost if output else UblkdError(f"the system refused: {error}"))
+        return 1
+    except Exception as error:  # the last resort
+        complain(internal(error))
         return 1
     return result if isinstance(result, int) else 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ublkd.errors import UblkdError, printable, valid_text
+from ublkd.errors import UblkdError, printable, trace_of, valid_text
 
 
 def emit(text: str) -> None:
@@ -87,8 +87,10 @@ def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def complain(error: UblkdError) -> None:
-    """One line and a hint on standard error."""
+    """One line and a hint on standard error, after what a defect may show."""
     try:
+        for line in trace_of(error):
+            click.echo(printable(line), err=True)
         click.echo(f"ublkd: {printable(error.message)}", err=True)
         if error.hint:
             click.echo(f"hint: {printable(error.hint)}", err=True)
