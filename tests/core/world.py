@@ -116,7 +116,7 @@ class World:
         pages = [rng.randbytes(MAX_IO) for _ in range(DEPTH)]
         for tag, data in enumerate(pages):
             if self._way.carries:
-                os.pwrite(self._dev, data, _position(tag))
+                os.pwrite(self._dev, data, position(tag))
                 driver.memory(tag)[:] = data[::-1]
             else:
                 driver.pages(tag)[:] = data
@@ -124,7 +124,7 @@ class World:
 
     def _pages(self, driver: Driver, tag: int) -> bytes:
         if self._way.carries:
-            return os.pread(self._dev, MAX_IO, _position(tag))
+            return os.pread(self._dev, MAX_IO, position(tag))
         return bytes(driver.pages(tag)[:])
 
     def _expect(self, r: Round, files: list[bytes], pages: list[bytes]) -> Expected:
@@ -217,7 +217,7 @@ class World:
         return want.pages[tag][:arrived] + before[arrived:]
 
 
-def _position(tag: int) -> int:
+def position(tag: int) -> int:
     """Where a tag's request begins in /dev/ublkcN."""
     return REQUEST_AT + (QID << QID_SHIFT) + (tag << TAG_SHIFT)
 
