@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args, get_type_hints
 
 from ublkd.errors import DefectError, UblkdError, printable, told
-from ublkd.target import Native, Option, OptionValue, Params, Target
+from ublkd.target import Native, NativeTarget, Option, OptionValue, Params
+from ublkd.target.bridge import serving
 
 KINDS = get_args(get_type_hints(Option)["kind"])
 DEFAULTS: Mapping[str, type] = {"size": int, "flag": bool}  # the others are texts
@@ -77,9 +78,11 @@ class Guarded:
             return [cast("int", self._expected("files()", fd, int)) for fd in self._target.files()]
 
     def native(self) -> Native:
-        """As the target gives it."""
-        with blamed(self._maker, "native()"):
-            return cast("Native", self._expected("native()", self._target.native(), Native))
+        """As the target gives it, or the way into its ``submit``."""
+        where = "native()" if hasattr(self._target, "native") else "submit()"
+        with blamed(self._maker, where):
+            native = serving(self._target, self._maker.target)
+            return cast("Native", self._expected(where, native, Native))
 
     def describe(self) -> Mapping[str, OptionValue]:
         """As the target tells, if it can be written down."""
@@ -101,9 +104,9 @@ class Guarded:
         return value
 
 
-def guarded(target: object, maker: Maker) -> Target:
+def guarded(target: object, maker: Maker) -> NativeTarget:
     """The target, so that its failures are its maker's."""
-    return cast("Target", Guarded(target, maker))
+    return cast("NativeTarget", Guarded(target, maker))
 
 
 # --- the options of a class -----------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import cast
 
 from ublkd.errors import UblkdError, UsageError, printable, reason, told
 from ublkd.plugin import Maker, blamed, guarded, wrong_options
-from ublkd.target import API_VERSION, Option, OptionValue, Target
+from ublkd.target import API_VERSION, NativeTarget, Option, OptionValue, Target
 
 GROUP = "ublkd.targets"
 UNKNOWN = "an unknown package"
@@ -45,7 +45,7 @@ def load(name: str) -> type[Target]:
     return _checked(*found.values())
 
 
-def opened(name: str, options: Mapping[str, OptionValue]) -> Target:
+def opened(name: str, options: Mapping[str, OptionValue]) -> NativeTarget:
     """A target of that name; what its code raises from then on is an UblkdError as well.
 
     Raises UblkdError: the target's own, or one that says whose fault it is.

@@ -1,4 +1,4 @@
-"""Order on stream sockets: what was added goes over them so, whole, once, and nothing in between."""
+"""Order on stream sockets: what was added goes over them whole, once, and nothing in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .driver import READ, Op
 from .model import Played
 from .peer import Peer
 from .profile import searching
-from .streams import Line, Round, Traffic, traffic
+from .streams import Round, Traffic, traffic
 from .world import WAYS, Way
 
 BOTH = (Op.SEND, Op.RECV)

@@ -122,3 +122,11 @@ class Target(Protocol):
     def close(self) -> None:
         """Let go of everything."""
         ...
+
+
+class NativeTarget(Target, Protocol):
+    """One that is served by C functions of its own."""
+
+    def native(self) -> Native:
+        """The functions, and the handle that they get."""
+        ...
