@@ -90,7 +90,7 @@ class Backing:
 
     @property
     def rotational(self) -> bool:
-        """Whether seeking costs."""
+        """Whether seeking costs: of a file, on the disk that its filesystem is on."""
         return _queue_limit(self.fd, "rotational") == 1
 
     @property
@@ -230,11 +230,13 @@ def _physical_block(fd: int) -> int:
 
 
 def _queue_limit(fd: int, name: str) -> int:
-    """A number from the sysfs queue folder of a block device; 0 where there is none."""
+    """A number from the sysfs queue folder of a block device, or of the one below a file.
+
+    0 where there is none: a filesystem in memory, on the network, or over several disks.
+    """
     found = os.fstat(fd)
-    if not stat.S_ISBLK(found.st_mode):
-        return 0
-    device = Path(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}")
+    number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     for folder in (device, device.resolve().parent):  # a partition's limits are its disk's
         try:
             return int((folder / "queue" / name).read_text())

@@ -32,6 +32,7 @@ if ! [ -x /usr/lib/qemu/virtiofsd ] && ! [ -x /usr/libexec/virtiofsd ]; then
 fi
 need kmod command -v depmod
 need e2fsprogs command -v e2fsck
+need xfsprogs command -v mkfs.xfs
 need fio command -v fio
 need dmsetup command -v dmsetup
 need libasan8 sh -c 'ls /usr/lib/gcc/*/*/libasan.so'

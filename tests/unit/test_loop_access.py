@@ -211,9 +211,10 @@ def test_the_physical_block_is_a_power_of_two_of_at_most_a_page(
         assert backing._physical_block(-1) == used
 
 
-def test_a_file_has_no_queue_limits(disk: Path) -> None:
-    with disk.open() as f:
-        assert backing._queue_limit(f.fileno(), "rotational") == 0
+def test_a_file_on_no_disk_has_no_queue_limits() -> None:
+    fd = os.memfd_create("disk")
+    assert backing._queue_limit(fd, "rotational") == 0
+    os.close(fd)
 
 
 def test_where_holes_cannot_be_made_no_discard_is_told(
