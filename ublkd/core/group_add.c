@@ -165,11 +165,12 @@ int group_recv(struct group *g, uint16_t file, uint32_t buf, uint32_t len)
 int group_send_memory(struct group *g, uint16_t file, const void *memory,
 		      uint32_t len, uint32_t flags)
 {
-	return add_to_lane(g, &(struct member){ .op = MEMBER_SEND,
-						.file = file,
-						.memory = memory,
-						.len = len,
-						.flags = flags });
+	return add_to_lane(g,
+			   &(struct member){ .op = MEMBER_SEND,
+					     .file = file,
+					     .memory = memory,
+					     .len = len,
+					     .flags = flags & ~GROUP_SEND_ZC });
 }
 
 int group_recv_memory(struct group *g, uint16_t file, void *memory,
