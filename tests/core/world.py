@@ -78,9 +78,10 @@ class Expected:
 class World:
     """With a user copy, a sparse file stands for /dev/ublkcN."""
 
-    def __init__(self, core: Core, way: Way) -> None:
+    def __init__(self, core: Core, way: Way, batched: bool = False) -> None:
         self._core = core
         self._way = way
+        self._batched = batched
         self._fds = [os.memfd_create(f"file{i + 1}") for i in range(NR_FILES)]
         self._dev = os.memfd_create("ublkc")
         self._driver: Driver | None = None
@@ -103,6 +104,7 @@ class World:
             sqes=SQES,
             dev_fd=self._dev,
             qid=QID,
+            batched=self._batched,
         )
 
     # --- bytes -----------------------------------------------------------
