@@ -26,6 +26,7 @@ SIZE = 4096
 MEGA = 1 << 20
 RWF_DSYNC = 2
 URING_CMD = 46
+ASYNC = 1 << 4  # IOSQE_ASYNC
 
 
 # --- zeroes -----------------------------------------------------------------
@@ -213,4 +214,5 @@ def test_a_discard_travels_as_the_block_layers_command(
     assert issued.opcode == URING_CMD
     assert issued.off == 0x12 << 8  # _IO(0x12, 0)
     assert (issued.addr, issued.addr3) == (3 << 40, 5 << 30)
+    assert issued.flags & ASYNC, "many disks refuse one that may not wait"
     assert driver.serve(Request(DISCARD, SIZE, [member])) == -errno.EOPNOTSUPP

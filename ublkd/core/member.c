@@ -102,6 +102,11 @@ void member_issue(struct group *g, unsigned int index)
 		break;
 	case MEMBER_DISCARD:
 		sqe->opcode = IORING_OP_URING_CMD;
+		/*
+		 * By a worker: tried without waiting first, it would be
+		 * -EOPNOTSUPP from a disk that knows no REQ_NOWAIT.
+		 */
+		sqe->flags |= IOSQE_ASYNC;
 		sqe->off = UBLKD_BLOCK_URING_CMD_DISCARD;
 		sqe->addr = m->offset;
 		sqe->addr3 = m->len;
