@@ -104,7 +104,8 @@ class FaultyTarget:
         inner = registry.load(str(options["over"]))
         if issubclass(inner, FaultyTarget):
             raise UsageError("faulty over faulty makes no sense", hint="name another target")
-        over = registry.opened(str(options["over"]), options)
+        theirs = {key: options[key] for key in (option.key for option in inner.options)}
+        over = registry.opened(str(options["over"]), theirs)
         try:
             return cls(over, options)
         except BaseException:

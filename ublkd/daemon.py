@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import logging.handlers
 import os
+import queue
 import select
 import signal
 import syslog
@@ -27,6 +29,7 @@ from ublkd.uevent import wait_for_node
 START_SECONDS = 120
 """How long ``add`` waits for the daemon. Each step has a shorter deadline of its own."""
 NODE_SECONDS = 15
+LOG_LINES = 1000  # that may wait for a slow log; more are lost
 POLL_SECONDS = 3600  # a wait without an end is cut into these
 
 
@@ -106,20 +109,38 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
             log(f"/dev/ublkb{disk.id} ends")
 
 
+class _ToOurLog(logging.Handler):
+    """Writes what modules say into our log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.INFO)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # nobody is there to be told
+            self._log(record.getMessage())
+
+
+class _NeverWaiting(logging.handlers.QueueHandler):
+    """A queue's thread must not wait for a log, which may be on its own disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The line is lost: too many wait already."""
+
+
 @contextlib.contextmanager
 def _logged(log: Log) -> Iterator[None]:
     """What modules say with ``logging``, targets in Python among them, goes to our log."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            log(record.getMessage())
-
-    root, handler = logging.getLogger(), Handler(logging.INFO)
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(LOG_LINES)
+    root, handler = logging.getLogger(), _NeverWaiting(lines)
+    listener = logging.handlers.QueueListener(lines, _ToOurLog(log))
+    listener.start()
     root.addHandler(handler)
     try:
         yield
     finally:
         root.removeHandler(handler)
+        listener.stop()
 
 
 def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:

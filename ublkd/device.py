@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import select
+import socket
+import stat
 import time
 from contextlib import ExitStack
 from types import TracebackType
@@ -247,6 +249,7 @@ class Device:
     def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
         assert self.info is not None
         slots = self.info.depth if self._lease_slots is None else self._lease_slots
+        self._refuse_shared_streams(len(counters))
         native = serving(self._target, self._config.target)
         fixed_streams = streams()
         for qid, counter in enumerate(counters):
@@ -272,6 +275,14 @@ class Device:
         # START_DEV waits for every FETCH: a queue that could not post its own would hang it
         for queue in self._queues:
             queue.wait_ready(READY_SECONDS)
+
+    def _refuse_shared_streams(self, queues: int) -> None:
+        """Two queues on one stream would put their messages into each other's."""
+        if queues > 1 and any(_is_stream(fd) for fd in self._target.files()):
+            raise UblkdError(
+                f"target {self._config.target} has a socket, which {queues} queues cannot share",
+                hint="use --queues 1; its Params should say so in max_queues",
+            )
 
     def _on_queue_end(self) -> None:
         os.eventfd_write(self.ended_fd, 1)
@@ -315,3 +326,10 @@ class Device:
         except CommandError as error:
             if error.errno != errno.ENODEV:  # somebody else was faster
                 raise
+
+
+def _is_stream(fd: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as probe:
+        return probe.type == socket.SOCK_STREAM

@@ -23,8 +23,8 @@ powers = st.integers(9, 30).map(lambda shift: 1 << shift)
 lengths = st.integers(0, 0xFFFFFFFF)
 all_params = st.builds(
     Params,
-    size=st.integers(0, 1 << 60),
-    logical_block=powers,
+    size=st.integers(1, 1 << 48).map(lambda pages: pages * 4096),
+    logical_block=st.integers(9, 12).map(lambda shift: 1 << shift),
     physical_block=powers,
     io_min=powers,
     io_opt=powers,

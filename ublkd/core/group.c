@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "group_impl.h"
 #include "member.h"
@@ -129,6 +130,11 @@ static enum verdict be_patient(struct member *m)
 	return ++m->again < MAX_AGAIN ? ISSUE_AGAIN : FAILED;
 }
 
+static bool as_expected(const struct member *m)
+{
+	return !m->expected || !memcmp(m->memory, m->expected, m->len);
+}
+
 /* The requeue rule for one result of one member. */
 static enum verdict judge(struct group *g, struct member *m, int res)
 {
@@ -154,7 +160,9 @@ static enum verdict judge(struct group *g, struct member *m, int res)
 		return be_patient(m);
 	m->done = reached;
 	m->again = 0;
-	return m->done == m->len ? DONE : ISSUE_AGAIN;
+	if (m->done < m->len)
+		return ISSUE_AGAIN;
+	return as_expected(m) ? DONE : FAILED;
 }
 
 /* --- lanes ------------------------------------------------------------- */
@@ -185,13 +193,14 @@ static void turn_away(struct lane *lane, enum lane_way way, struct lane_turn *t)
 }
 
 /* A member is done with its lane: the next one's turn. */
-static void leave_lane(struct group *g, const struct member *m, int err)
+static void leave_lane(struct group *g, const struct member *m, bool failed,
+		       int err)
 {
 	struct lane *lane = group_lane(g->env, m->file);
 	enum lane_way way = m->op == MEMBER_RECV ? LANE_RECV : LANE_SEND;
 	struct lane_turn *t = lane_leave(lane, way);
 
-	if (m->done != m->len)
+	if (failed || m->done != m->len)
 		lane_break(lane, err);
 	if (lane->error) {
 		turn_away(lane, way, t);
@@ -215,6 +224,7 @@ void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 {
 	const struct ublkd_target_ops *ops = g->env->ops;
 	struct member *m = &g->members[index];
+	enum verdict verdict;
 
 	if (cqe_flags & IORING_CQE_F_MORE) { /* its pages are still in use */
 		m->sent = res;
@@ -224,7 +234,8 @@ void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 		res = m->sent;
 	if (ops->on_cqe)
 		res = ops->on_cqe(g->env->target, g, index, res);
-	switch (judge(g, m, res)) {
+	verdict = judge(g, m, res);
+	switch (verdict) {
 	case ISSUE_AGAIN:
 		member_issue(g, index);
 		return;
@@ -236,7 +247,7 @@ void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 		break;
 	}
 	if (member_on_lane(m))
-		leave_lane(g, m, res);
+		leave_lane(g, m, verdict == FAILED, res);
 	group_member_over(g);
 }
 
@@ -254,7 +265,7 @@ static void submit(struct group *g)
 	}
 	ret = env->ops->submit(env->target, g, g->iod);
 	if (ret < 0)
-		group_fail(g, ret, 0);
+		group_abandon(g, ret);
 }
 
 void groups_turn(struct group_env *env)

@@ -23,7 +23,8 @@
  * first), offsets and lengths are bytes. Members that carry data are added
  * in ascending order of `buf`: what is committed is a prefix of the request,
  * and it ends at the first gap. Return 0; -E2BIG beyond max_members, which
- * ends the prefix there; -EINVAL beyond the request, which fails it.
+ * ends the prefix there; -EINVAL beyond the request or against its
+ * direction, which fails it. Nothing is added for no bytes.
  */
 int group_read(struct group *g, uint16_t file, uint64_t offset, uint32_t buf,
 	       uint32_t len);
@@ -57,6 +58,10 @@ int group_send_memory(struct group *g, uint16_t file, const void *memory,
 int group_recv_memory(struct group *g, uint16_t file, void *memory,
 		      uint32_t len);
 
+/* The same for bytes that must be `expected`: others break the stream. */
+int group_recv_expected(struct group *g, uint16_t file, void *memory,
+			uint32_t len, const void *expected);
+
 /* Waits; on_cqe() excuses the member and goes on. */
 int group_delay(struct group *g, uint64_t ns);
 
@@ -80,6 +85,13 @@ void group_report_failed(struct group *g, uint16_t file);
 void group_complete(struct group *g, int answer);
 
 /*
+ * For submit_all(), where submit() would return -errno: the request fails,
+ * and a stream on which it has members is broken, for nobody knows how much
+ * of its message is missing.
+ */
+void group_abandon(struct group *g, int err);
+
+/*
  * For an answer that comes by another road: the request is not over before
  * the drop that belongs to the hold. Both in the queue's thread.
  */
@@ -87,14 +99,14 @@ void group_hold(struct group *g);
 void group_drop(struct group *g);
 
 /*
- * group_complete() and group_drop() from any thread, once per group_hold().
- * The queue hears of it through UBLKD_ANSWERS_LATE.
+ * group_complete() and group_drop() from any thread, for one of the holds of
+ * a request. The queue hears of it through UBLKD_ANSWERS_LATE.
  */
 void group_answer(struct group *g, int answer);
 
 /*
- * The request's bytes, where the lease keeps them in memory (`copy` and
- * `user-copy`), else NULL. A READ's may hold anything until it is filled.
+ * The bytes of a READ or WRITE, where the lease keeps them in memory (`copy`
+ * and `user-copy`), else NULL. A READ's may hold anything until it is filled.
  */
 void *group_memory(const struct group *g);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What a target may do with a group. */
 #include <errno.h>
+#include <stdbool.h>
 
 #include "group.h"
 #include "group_impl.h"
@@ -19,13 +20,25 @@ static int refuse(struct group *g, const struct member *m)
 	return -E2BIG;
 }
 
+/* Within the request, and in its direction: others have no pages at all. */
+static bool fits(const struct group *g, const struct member *m)
+{
+	bool into = m->op == MEMBER_READ || m->op == MEMBER_RECV;
+
+	return iod_op(g->iod) == (into ? UBLK_IO_OP_READ : UBLK_IO_OP_WRITE) &&
+	       m->buf + m->len <= g->size;
+}
+
 static struct member *add(struct group *g, const struct member *m, int *ret)
 {
 	struct member *added = &g->members[g->nr_members];
 
+	*ret = 0;
+	if (member_transfers(m) && !m->len)
+		return NULL;
 	*ret = -EINVAL;
 	/* the bytes behind a request's own may be another request's */
-	if (member_carries_data(m) && m->buf + m->len > g->size) {
+	if (member_carries_data(m) && !fits(g, m)) {
 		group_fail(g, -EINVAL, 0);
 		return NULL;
 	}
@@ -176,9 +189,16 @@ int group_send_memory(struct group *g, uint16_t file, const void *memory,
 int group_recv_memory(struct group *g, uint16_t file, void *memory,
 		      uint32_t len)
 {
+	return group_recv_expected(g, file, memory, len, NULL);
+}
+
+int group_recv_expected(struct group *g, uint16_t file, void *memory,
+			uint32_t len, const void *expected)
+{
 	return add_to_lane(g, &(struct member){ .op = MEMBER_RECV,
 						.file = file,
 						.memory = memory,
+						.expected = expected,
 						.len = len });
 }
 
@@ -203,4 +223,12 @@ void group_complete(struct group *g, int answer)
 	g->answer = answer;
 	if (answer < 0)
 		group_fail(g, answer, 0);
+}
+
+void group_abandon(struct group *g, int err)
+{
+	group_fail(g, err, 0);
+	for (unsigned int i = 0; i < g->nr_members; i++)
+		if (member_on_lane(&g->members[i]))
+			lane_break(group_lane(g->env, g->members[i].file), err);
 }

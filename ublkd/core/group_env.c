@@ -33,7 +33,7 @@ int group_env_init(struct group_env *env, uint16_t depth, const int *files,
 void group_env_deinit(struct group_env *env)
 {
 	late_free(env->late);
-	free(env->lanes);
+	lanes_free(env->lanes, env->nr_lanes);
 	free(env->batch);
 	if (env->zeroes)
 		munmap((void *)(uintptr_t)env->zeroes, ZEROES_BYTES);

@@ -21,6 +21,10 @@ void group_drop(struct group *g)
 
 void *group_memory(const struct group *g)
 {
+	unsigned int op = iod_op(g->iod);
+
+	if (op != UBLK_IO_OP_READ && op != UBLK_IO_OP_WRITE)
+		return NULL;
 	return lease_memory(g->env->leases, &g->lease, g->tag);
 }
 

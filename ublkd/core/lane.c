@@ -32,12 +32,27 @@ struct lane *lanes_new(const int *files, uint32_t n)
 
 	if (!lanes)
 		return NULL;
+	for (uint32_t i = 0; i < n; i++)
+		lanes[i].fd = -1;
 	for (uint32_t i = 0; i < n; i++) {
-		lanes[i].fd = is_stream(files[i]) ? files[i] : -1;
-		if (lanes[i].fd >= 0)
-			make_blocking(files[i]);
+		if (!is_stream(files[i]))
+			continue;
+		lanes[i].fd = fcntl(files[i], F_DUPFD_CLOEXEC, 0);
+		if (lanes[i].fd < 0) {
+			lanes_free(lanes, n);
+			return NULL;
+		}
+		make_blocking(files[i]);
 	}
 	return lanes;
+}
+
+void lanes_free(struct lane *lanes, uint32_t n)
+{
+	for (uint32_t i = 0; lanes && i < n; i++)
+		if (lanes[i].fd >= 0)
+			close(lanes[i].fd);
+	free(lanes);
 }
 
 bool lane_enter(struct lane *l, enum lane_way way, struct lane_turn *t)
@@ -64,10 +79,14 @@ struct lane_turn *lane_leave(struct lane *l, enum lane_way way)
 
 void lane_break(struct lane *l, int err)
 {
+	const struct sockaddr nobody = { .sa_family = AF_UNSPEC };
+
 	if (l->error)
 		return;
 	l->error = err < 0 ? err : -EPIPE;
 	(void)shutdown(l->fd, SHUT_RDWR);
+	/* TCP would go on trying to deliver what it has, and keep its pages */
+	(void)connect(l->fd, &nobody, sizeof(nobody));
 }
 
 /* --- the probe --------------------------------------------------------- */

@@ -26,16 +26,17 @@ struct lane_line {
 };
 
 struct lane {
-	int fd; /* -1: the file is no stream socket */
+	int fd; /* of our own, to break it; -1: the file is no stream socket */
 	int error; /* -errno: the stream was broken off */
 	struct lane_line lines[LANE_WAYS];
 };
 
 /*
  * One lane for each of `n` files; NULL without memory. Stream sockets are
- * made blocking, so that io_uring waits for them. free() gives them back.
+ * made blocking, so that io_uring waits for them.
  */
 struct lane *lanes_new(const int *files, uint32_t n);
+void lanes_free(struct lane *lanes, uint32_t n);
 
 /* Stands in line; whether it is its turn at once. */
 bool lane_enter(struct lane *l, enum lane_way way, struct lane_turn *t);

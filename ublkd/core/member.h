@@ -42,6 +42,7 @@ struct member {
 	int sent; /* what SEND_ZC told before its notification */
 	const void
 		*memory; /* of a lane's member that leaves the request alone */
+	const void *expected; /* what must have arrived there */
 	struct group *group;
 	struct lane_turn turn;
 	struct __kernel_timespec wait; /* of a delay */

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from ublkd._core import ffi, lib
-from ublkd.errors import printable
+from ublkd.errors import printable, told
 from ublkd.target.group import Group, IoDesc, error_number
 from ublkd.target.protocol import Native, Target
 from ublkd.uapi import Op
@@ -78,16 +78,15 @@ class Bridge:
             self._submit(io, group)
             if not group.used:
                 raise RuntimeError("submit() neither added a member nor answered")
-        except OSError as error:
-            lib.group_complete(raw, -error_number(error))
         except BaseException as error:
-            self.report(io, error)
-            lib.group_complete(raw, -errno.EIO)
+            lib.group_abandon(raw, -error_number(error))
+            if not isinstance(error, OSError):
+                self.report(io, error)
         finally:
             group.over()
 
     def report(self, io: IoDesc, error: BaseException) -> None:
-        """Log why a request failed, in one line."""
+        """Log why a request failed, in one line. Never raises."""
         now = time.monotonic()
         if len(self._lines) == LINES and now - self._lines[0] < SECONDS:
             self._unsaid += 1
@@ -97,7 +96,7 @@ class Bridge:
         log.error(
             "target %s: %s of %d bytes at byte %d failed: %s%s%s",
             self._name, io.op.name, io.length, io.offset,
-            printable(f"{type(error).__name__}: {error}"), _where(error),
+            told(error), _where(error),
             f"; {more} failures before it were not logged" if more else "",
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -36,11 +35,12 @@ class BytesTarget:
     ``write_zeroes(offset, length)``   these bytes are zeroes
     =================================  ==========================================================
 
-    Each may be ``async def``; then requests are served at the same time, else one by one. ``read``
-    and ``write`` return how many bytes they did, or None for all. A method that is there is a
-    capability of the disk; one that is not there is never asked for. An OSError is its errno for
-    the program on the disk, any other exception EIO and a line in the log. Neither ``into`` nor
-    ``data`` may be used after the method has returned.
+    Each may be ``async def``; then all run on one event loop, many requests at a time (so a plain
+    method beside it must not wait), else one by one. ``read`` and ``write`` return how many bytes
+    they did, or None for all; what ``read`` does not fill is zeroes. ``data`` is a copy, to keep
+    if you like. A method that is there is a capability of the disk; one that is not there is
+    never asked for. An OSError is its errno for the program on the disk, any other exception EIO
+    and a line in the log.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -50,7 +50,9 @@ class BytesTarget:
     block_size: int = 512
     """Bytes of a logical block: every offset and length is a multiple of it."""
     timeout: float = 30.0
-    """Seconds after which an ``async def`` method is cancelled and its request fails."""
+    """Seconds after which an ``async def`` method is cancelled and its request fails; well below
+    60, which is how long a stop waits. A cancelled method must not write any more.
+    """
 
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
@@ -71,7 +73,7 @@ class BytesTarget:
             read_only=not self._can(Op.WRITE),
             volatile_cache=self._can(Op.FLUSH),
             fua=self._can(Op.FLUSH),
-            discard_granularity=block if self._can(Op.DISCARD) else 0,
+            discard_granularity=block,  # the driver wants one for write-zeroes as well
             max_discard=MOST if self._can(Op.DISCARD) else 0,
             max_write_zeroes=MOST if self._can(Op.WRITE_ZEROES) else 0,
         )
@@ -86,31 +88,40 @@ class BytesTarget:
 
     def close(self) -> None:
         """End what is still under way. A subclass that has more to let go of calls this first."""
-        loop = self.__dict__.pop("_loop", None)
+        loop, self.__loop = self.__loop, None
         if loop is not None:
             loop.close()
 
     # --- serving ----------------------------------------------------------------------------
 
+    __loop: _EventLoop | None = None
+    __is_async: bool | None = None
+
     def submit(self, io: IoDesc, group: Group) -> None:
         """Serve a request: at once, or on an event loop of its own."""
-        memory = group.memory if io.op in (Op.READ, Op.WRITE) else None
-        work = self._serve(io, memory)
-        if self._is_async():
-            self._event_loop().run(work, group.hold(), memory)
+        memory = group.memory if io.op in (Op.READ, Op.WRITE) else memoryview(b"")
+        work = self.__serve(io, memory)
+        if self.__has_async():
+            self.__event_loop().run(work, group.hold())
         else:
             group.complete(_at_once(work))
 
-    async def _serve(self, io: IoDesc, memory: memoryview | None) -> int | None:
+    async def __serve(self, io: IoDesc, memory: memoryview) -> int | None:
+        """The methods get bytes of their own: one that goes on when its request is over, or
+        keeps what it was given, must not meet the next request's.
+        """
         method = getattr(self, METHODS[io.op])
-        if memory is None:
-            await _result(method() if io.op is Op.FLUSH else method(io.offset, io.length))
-            done = None
+        done = None
+        if io.op is Op.READ:
+            into = bytearray(io.length)
+            done = _count(await _result(method(io.offset, memoryview(into))), io)
+            memory[:done] = into[:done]
+        elif io.op is Op.WRITE:
+            done = _count(await _result(method(io.offset, memoryview(bytes(memory)))), io)
+        elif io.op is Op.FLUSH:
+            await _result(method())
         else:
-            data = memory if io.op is Op.READ else memory.toreadonly()
-            done = await _result(method(io.offset, data))
-            if done is not None and not isinstance(done, int):
-                raise TypeError(f"{METHODS[io.op]}() returned {type(done).__name__}")
+            await _result(method(io.offset, io.length))
         if io.fua and io.op in (Op.WRITE, Op.WRITE_ZEROES):
             await _result(getattr(self, METHODS[Op.FLUSH])())
         return done
@@ -118,20 +129,17 @@ class BytesTarget:
     def _can(self, op: Op) -> bool:
         return callable(getattr(self, METHODS[op], None))
 
-    def _is_async(self) -> bool:
-        found = self.__dict__.get("_async")
-        if found is None:
+    def __has_async(self) -> bool:
+        if self.__is_async is None:
             methods = [getattr(self, name, None) for name in METHODS.values()]
-            found = self.__dict__["_async"] = any(map(inspect.iscoroutinefunction, methods))
-        return bool(found)
+            self.__is_async = any(map(inspect.iscoroutinefunction, methods))
+        return self.__is_async
 
-    def _event_loop(self) -> _EventLoop:
-        loop = self.__dict__.get("_loop")
-        if loop is None:
-            with _MAKING:  # of two queues one makes it
-                loop = self.__dict__.setdefault("_loop", None) or _EventLoop(self.timeout)
-                self.__dict__["_loop"] = loop
-        return loop
+    def __event_loop(self) -> _EventLoop:
+        with _MAKING:  # of two queues one makes it
+            if self.__loop is None:
+                self.__loop = _EventLoop(self.timeout)
+            return self.__loop
 
 
 _MAKING = threading.Lock()
@@ -139,6 +147,17 @@ _MAKING = threading.Lock()
 
 async def _result(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
+
+
+def _count(done: Any, io: IoDesc) -> int:
+    """How many bytes a method says that it did. Raises TypeError or ValueError for nonsense."""
+    if done is None:
+        return io.length
+    if not isinstance(done, int):
+        raise TypeError(f"{METHODS[io.op]}() returned {type(done).__name__}")
+    if not 0 <= done <= io.length:
+        raise ValueError(f"{METHODS[io.op]}() returned {done}, of {io.length} bytes")
+    return done
 
 
 def _at_once(work: Coroutine[Any, Any, int | None]) -> int | None:
@@ -164,29 +183,21 @@ class _EventLoop:
         )
         self._thread.start()
 
-    def run(
-        self, work: Coroutine[Any, Any, int | None], held: Held, memory: memoryview | None
-    ) -> None:
+    def run(self, work: Coroutine[Any, Any, int | None], held: Held) -> None:
         """Run it, and answer with its result."""
-        self._loop.call_soon_threadsafe(self._start, work, held, memory)
+        self._loop.call_soon_threadsafe(self._start, work, held)
 
-    def _start(
-        self, work: Coroutine[Any, Any, int | None], held: Held, memory: memoryview | None
-    ) -> None:
-        task = self._loop.create_task(self._answer(work, held, memory))
+    def _start(self, work: Coroutine[Any, Any, int | None], held: Held) -> None:
+        task = self._loop.create_task(self._answer(work, held))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(
-        self, work: Coroutine[Any, Any, int | None], held: Held, memory: memoryview | None
-    ) -> None:
+    async def _answer(self, work: Coroutine[Any, Any, int | None], held: Held) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 moved = await work
-            _let_go(memory)
             held.complete(moved)
         except BaseException as error:
-            _let_go(memory)
             held.fail(error)
 
     def close(self) -> None:
@@ -200,10 +211,3 @@ class _EventLoop:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _let_go(memory: memoryview | None) -> None:
-    """The bytes are the next request's from now on."""
-    if memory is not None:
-        with contextlib.suppress(BufferError):
-            memory.release()

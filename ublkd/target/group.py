@@ -34,10 +34,16 @@ class GroupOverError(RuntimeError):
 
 
 def error_number(error: BaseException) -> int:
-    """The errno that a failure means; EIO for one that has none."""
+    """The errno that a failure means; EIO for one that has none. Always above 0.
+
+    One that came from C may be negative; told as it is it would be bytes done.
+    """
     if isinstance(error, TimeoutError):
         return errno.ETIMEDOUT
-    return (isinstance(error, OSError) and error.errno) or errno.EIO
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(number, int) and 0 < abs(number) < 4096:
+        return abs(number)
+    return errno.EIO
 
 
 class Group:
@@ -50,7 +56,7 @@ class Group:
     for a file or a place that is not there, and OSError for a socket that is broken: let it pass.
     """
 
-    __slots__ = ("_files", "_io", "_keep", "_raw", "_report", "used")
+    __slots__ = ("_files", "_filled", "_held", "_io", "_keep", "_raw", "_report", "used")
 
     def __init__(
         self, raw: Any, io: IoDesc, files: int, keep: Callable[[Any], None], report: Report
@@ -63,6 +69,8 @@ class Group:
         self._io = io
         self._keep = keep
         self._report = report
+        self._held = False
+        self._filled = False  # by a member, that is
         self.used = False
         """Whether it has a member, an answer or a holder."""
 
@@ -91,6 +99,7 @@ class Group:
 
     def read(self, file: int, offset: int, length: int, at: int = 0) -> None:
         """Read ``length`` bytes of a file into the request's."""
+        self._filled = True
         _added(lib.group_read(self._live, self._slot(file), offset, at, length))
 
     def write(
@@ -103,19 +112,19 @@ class Group:
     def zeroes(self, file: int, offset: int, length: int, *, durable: bool | None = None) -> None:
         """Write zeroes to a file."""
         flags = os.RWF_DSYNC if (self._io.fua if durable is None else durable) else 0
-        _added(lib.group_zeroes(self._live, self._slot(file), offset, length, flags))
+        _added(lib.group_zeroes(self._live, self._slot(file), offset, length, flags), ends=True)
 
     def fsync(self, file: int) -> None:
         """Make a file's data durable (fdatasync)."""
-        _added(lib.group_fsync(self._live, self._slot(file), 1))
+        _added(lib.group_fsync(self._live, self._slot(file), 1), ends=True)
 
     def fallocate(self, file: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2) on a file; ``mode`` as there."""
-        _added(lib.group_fallocate(self._live, self._slot(file), mode, offset, length))
+        _added(lib.group_fallocate(self._live, self._slot(file), mode, offset, length), ends=True)
 
     def discard(self, file: int, offset: int, length: int) -> None:
         """Discard a range of a block device."""
-        _added(lib.group_discard(self._live, self._slot(file), offset, length))
+        _added(lib.group_discard(self._live, self._slot(file), offset, length), ends=True)
 
     # --- stream sockets ---------------------------------------------------------------------
 
@@ -137,37 +146,49 @@ class Group:
         sockets). Such a member ends when the other side has them. Needs Params.zero_copy_sends.
         """
         flags = (_MSG_MORE if more else 0) | (lib.GROUP_SEND_ZC if zero_copy else 0)
-        _added(lib.group_send(self._live, self._slot(file), at, length, flags))
+        _added(lib.group_send(self._live, self._slot(file), at, length, flags), ends=True)
 
     def recv(self, file: int, length: int, at: int = 0) -> None:
         """Receive into the request's bytes."""
-        _added(lib.group_recv(self._live, self._slot(file), at, length))
+        self._filled = True
+        _added(lib.group_recv(self._live, self._slot(file), at, length), ends=True)
 
     def send_bytes(self, file: int, data: bytes, *, more: bool = False) -> None:
         """Send bytes that are not the request's: a header."""
+        data = bytes(data)  # they leave later: a buffer might be another request's by then
         self._keep(data)
         raw = ffi.from_buffer(data)
         flags = _MSG_MORE if more else 0
-        _added(lib.group_send_memory(self._live, self._slot(file), raw, len(raw), flags))
+        slot = self._slot(file)
+        _added(lib.group_send_memory(self._live, slot, raw, len(raw), flags), ends=True)
 
-    def recv_bytes(self, file: int, into: bytearray) -> None:
-        """Receive bytes that are not the request's; they are there when the request is over."""
-        self._keep(into)
-        raw = ffi.from_buffer(into, require_writable=True)
-        self._keep(raw)
-        _added(lib.group_recv_memory(self._live, self._slot(file), raw, len(raw)))
+    def expect(self, file: int, data: bytes) -> None:
+        """Receive an acknowledgement: exactly these bytes.
+
+        Others fail the request, and the stream is broken: what follows is not understood.
+        """
+        data = bytes(data)
+        into = ffi.new("char[]", len(data))
+        expected = ffi.from_buffer(data)
+        self._keep((data, into))
+        slot = self._slot(file)
+        _added(lib.group_recv_expected(self._live, slot, into, len(data), expected), ends=True)
 
     # --- answers ----------------------------------------------------------------------------
 
     @property
     def memory(self) -> memoryview:
-        """The request's bytes: a WRITE's to read, a READ's to fill.
+        """The request's bytes: a WRITE's to read, a READ's to fill, until it is answered.
 
-        Only where ``Params.in_memory`` is set. Raises RuntimeError elsewhere.
+        Only where ``Params.in_memory`` is set. Raises RuntimeError elsewhere, and for a request
+        that is neither.
         """
         raw = lib.group_memory(self._open)
         if raw == ffi.NULL:
-            raise RuntimeError("the request's pages are lent: set Params.in_memory to see bytes")
+            raise RuntimeError(
+                "a request has bytes in memory only if it is a READ or WRITE, and "
+                "Params.in_memory is set"
+            )
         return memoryview(ffi.buffer(raw, self._io.length))
 
     def complete(self, moved: int | None = None) -> None:
@@ -175,26 +196,36 @@ class Group:
 
         Raises ValueError for more than there are, RuntimeError for a READ that nobody has filled.
         """
-        lib.group_complete(self._live, self._answer(moved))
+        raw = self._live
+        lib.group_complete(raw, self._answer(raw, moved))
 
     def fail(self, error: OSError | int) -> None:
         """End it with an errno; members that were added before are waited for."""
-        number = error if isinstance(error, int) else error_number(error)
-        lib.group_complete(self._live, -abs(number))
+        number = OSError(error, "") if isinstance(error, int) else error
+        lib.group_complete(self._live, -error_number(number))
 
     def hold(self) -> Held:
-        """Keep the request open after ``submit`` has returned, until the answer is given."""
+        """Keep the request open after ``submit`` has returned, until the answer is given.
+
+        Raises RuntimeError for a second time: a request has one answer.
+        """
         raw = self._live
+        if self._held:
+            raise RuntimeError("the request is held already")
+        self._held = True
         held = Held(raw, self._io, self._answer, self._report)
         lib.group_hold(raw)
         return held
 
-    def _answer(self, moved: int | None) -> int:
-        if moved is None:
-            return self._io.length
-        if not 0 <= moved <= self._io.length:
-            raise ValueError(f"{moved} bytes of {self._io.length} cannot be done")
-        return moved
+    def _answer(self, raw: Any, moved: int | None) -> int:
+        io = self._io
+        if moved is not None and not 0 <= moved <= io.length:
+            raise ValueError(f"{moved} bytes of {io.length} cannot be done")
+        if io.op not in (Op.READ, Op.WRITE):
+            return 0
+        if io.op is Op.READ and not self._filled and lib.group_memory(raw) == ffi.NULL:
+            raise RuntimeError("nobody has filled this READ: only members reach its pages")
+        return io.length if moved is None else moved
 
 
 class Held:
@@ -204,7 +235,7 @@ class Held:
     """
 
     def __init__(
-        self, raw: Any, io: IoDesc, answer: Callable[[int | None], int], report: Report
+        self, raw: Any, io: IoDesc, answer: Callable[[Any, int | None], int], report: Report
     ) -> None:
         """What Group.hold() knows."""
         self._lock = threading.Lock()
@@ -214,21 +245,24 @@ class Held:
         self._report = report
 
     def complete(self, moved: int | None = None) -> None:
-        """End it: ``moved`` bytes are done, by default all. Raises as Group.complete() does."""
-        self._say(self._as_answer(moved))
+        """End it: ``moved`` bytes are done, by default all. Raises as Group.complete() does, and
+        the request is still held then.
+        """
+        with self._lock:
+            if self._raw is None:
+                raise GroupOverError(ANSWERED)
+            lib.group_answer(self._raw, self._as_answer(self._raw, moved))
+            self._raw = None
 
     def fail(self, error: BaseException) -> None:
         """End it with the errno of an OSError; anything else is reported, and means EIO."""
+        with self._lock:
+            if self._raw is None:
+                raise GroupOverError(ANSWERED)
+            lib.group_answer(self._raw, -error_number(error))
+            self._raw = None
         if not isinstance(error, OSError):
             self._report(self._io, error)
-        self._say(-error_number(error))
-
-    def _say(self, answer: int) -> None:
-        with self._lock:
-            raw, self._raw = self._raw, None
-        if raw is None:
-            raise GroupOverError("the request has been answered already")
-        lib.group_answer(raw, answer)
 
     def __del__(self) -> None:
         if getattr(self, "_raw", None) is not None:
@@ -238,10 +272,15 @@ class Held:
 _MSG_MORE = 0x8000  # <sys/socket.h>
 
 
-def _added(ret: int) -> None:
-    """What has no room is served when the rest of the request comes back."""
+ANSWERED = "the request has been answered already"
+
+
+def _added(ret: int, *, ends: bool = False) -> None:
+    """Without room for a transfer the rest of the request comes back; ``ends``: not for these."""
+    if ret == -errno.E2BIG and ends:
+        raise ValueError("the request needs more members than Params.max_members says")
     if ret == -errno.EINVAL:
-        raise ValueError("a member reaches beyond the request's bytes")
+        raise ValueError("a member reaches beyond the request's bytes, or against its direction")
     if ret == -errno.ENOTSOCK:
         raise ValueError("that file is no stream socket")
     if ret < 0 and ret != -errno.E2BIG:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 API_VERSION = 1
 """The protocol's number: a target with another one is refused with both numbers named."""
 
+PAGE = 4096
+
 OptionValue = str | int | bool | tuple[str, ...] | None
 """A parsed option: text and paths as str, sizes in bytes as int, flags as bool, and a tuple of
 texts or paths where the option may be given many times."""
@@ -78,6 +80,17 @@ class Params:
     max_queues: int = 0  # 0: any number; 1 for one with a socket, which no two queues may share
     zero_copy_sends: bool = False  # it uses them; each takes two completions
     in_memory: bool = False  # requests' bytes must be in the daemon's memory: nothing is lent
+
+    def __post_init__(self) -> None:
+        """Check what would reach the driver as another number. Raises ValueError."""
+        for name in ("logical_block", "physical_block"):
+            value = getattr(self, name)
+            if value < 512 or value & (value - 1):
+                raise ValueError(f"{name} {value} is no power of two from 512 on")
+        if self.logical_block > PAGE:
+            raise ValueError(f"logical_block {self.logical_block} is more than a page")
+        if self.size < self.logical_block or self.size % self.logical_block:
+            raise ValueError(f"size {self.size} is not whole blocks of {self.logical_block} bytes")
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class PairTarget:
         else:
             group.send_bytes(0, header, more=True)
             group.send(0, io.length, zero_copy=self._tcp)
-            group.recv_bytes(0, bytearray(2))
+            group.expect(0, b"ok")
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError), self._there.makefile("rwb") as stream:
