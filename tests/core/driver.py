@@ -232,6 +232,15 @@ class Driver:
         """For what other threads do with it."""
         return self.lib.fake_group(self._fake, tag)
 
+    def held(self, requests: Mapping[int, Request]) -> None:
+        """They arrive, and the target has seen them: from here on they can be answered."""
+        self.begin(requests)
+        self.lib.groups_turn(self.env)
+
+    def answer_all(self, threads: int, answer: int) -> int:
+        """Each of so many threads answers every tag, all at once; what `run` would say."""
+        return int(self.lib.fake_answer_all(self._fake, threads, answer))
+
     def commits(self, tag: int = 0) -> int:
         """How often its last request was committed."""
         return int(self.lib.fake_commits(self._fake, tag))

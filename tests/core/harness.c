@@ -177,6 +177,8 @@ int fake_run(struct fake *f, uint32_t turns)
 		if (f->cfg.watch && !f->watch.in_flight && !f->ring.error) {
 			if (groups_wake_fd(&f->env) < 0)
 				return -ENODATA;
+			if (!turns--)
+				return -ETIME;
 			ret = wait_for_answers(f);
 			if (ret < 0)
 				return ret;

@@ -149,6 +149,12 @@ int fake_begin(struct fake *f, uint16_t tag, uint32_t op_flags, uint64_t sector,
 struct group *fake_group(struct fake *f, uint16_t tag);
 
 /*
+ * Every tag is answered once by each of `threads` (8 at most) while
+ * fake_run() runs, whose word this returns.
+ */
+int fake_answer_all(struct fake *f, unsigned int threads, int answer);
+
+/*
  * Runs turns until all requests are committed and nothing is in flight: 0.
  * -ENODATA if one never will be, since nothing is in flight; -ETIME after
  * `turns` or five seconds; -EOVERFLOW if an SQE went by unseen; -EPROTO if

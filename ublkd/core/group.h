@@ -80,7 +80,7 @@ void group_report_failed(struct group *g, uint16_t file);
 /*
  * Ends a request that needs no members: bytes moved, or -errno. A target
  * that answers a READ so has filled those bytes in group_memory(); where
- * there is none it fails.
+ * there is none it fails. Of several answers the least counts.
  */
 void group_complete(struct group *g, int answer);
 
@@ -99,8 +99,9 @@ void group_hold(struct group *g);
 void group_drop(struct group *g);
 
 /*
- * group_complete() and group_drop() from any thread, for one of the holds of
- * a request. The queue hears of it through UBLKD_ANSWERS_LATE.
+ * group_complete() and group_drop() from any thread, once per group_hold();
+ * there may be many holders.
+ * The queue hears of it through UBLKD_ANSWERS_LATE.
  */
 void group_answer(struct group *g, int answer);
 

@@ -219,8 +219,9 @@ void group_report_failed(struct group *g, uint16_t file)
 
 void group_complete(struct group *g, int answer)
 {
+	if (!g->answered || answer < g->answer)
+		g->answer = answer;
 	g->answered = true;
-	g->answer = answer;
 	if (answer < 0)
 		group_fail(g, answer, 0);
 }

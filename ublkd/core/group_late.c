@@ -23,6 +23,7 @@ void *group_memory(const struct group *g)
 {
 	unsigned int op = iod_op(g->iod);
 
+	/* the others name more bytes than there is memory, and have none */
 	if (op != UBLK_IO_OP_READ && op != UBLK_IO_OP_WRITE)
 		return NULL;
 	return lease_memory(g->env->leases, &g->lease, g->tag);
@@ -70,27 +71,43 @@ void group_answer(struct group *g, int answer)
 
 	/* the lock also keeps the queue from ending before it is told */
 	pthread_mutex_lock(&l->lock);
-	g->late_answer = answer;
-	g->next_answered = l->answered;
-	l->answered = g;
+	if (!g->nr_late++) { /* else it is in the list: it has many holders */
+		g->late_answer = answer;
+		g->next_answered = l->answered;
+		l->answered = g;
+	} else if (answer < g->late_answer) {
+		g->late_answer = answer;
+	}
 	(void)eventfd_write(l->wake_fd, 1);
 	pthread_mutex_unlock(&l->lock);
 }
 
-void groups_answered(struct group_env *env)
+/* One request that was answered, by `n` of its holders; or NULL. */
+static struct group *take_answered(struct late *l, int *answer, uint16_t *n)
 {
-	struct late *l = env->late;
 	struct group *g;
 
 	pthread_mutex_lock(&l->lock);
 	g = l->answered;
-	l->answered = NULL;
+	if (g) {
+		l->answered = g->next_answered;
+		*answer = g->late_answer;
+		*n = g->nr_late;
+		g->nr_late = 0;
+	}
 	pthread_mutex_unlock(&l->lock);
-	while (g) {
-		struct group *next = g->next_answered;
+	return g;
+}
 
-		group_complete(g, g->late_answer);
-		group_member_over(g);
-		g = next;
+void groups_answered(struct group_env *env)
+{
+	struct group *g;
+	uint16_t n;
+	int answer;
+
+	while ((g = take_answered(env->late, &answer, &n))) {
+		group_complete(g, answer);
+		while (n--)
+			group_member_over(g);
 	}
 }

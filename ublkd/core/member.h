@@ -86,7 +86,8 @@ struct group {
 	uint16_t nr_pending;
 	bool answered;
 	bool has_data; /* some member moves bytes of the request */
-	int late_answer; /* of group_answer() */
+	int late_answer; /* of group_answer(), the least that is unheard of */
+	uint16_t nr_late; /* how many those are */
 	struct group *next_answered;
 	struct member *members; /* env->max_members of them */
 };
