@@ -86,7 +86,10 @@ def _members(draw: st.DrawFn, op: int, size: int, lanes: int, ops: list[Op]) -> 
 
 @st.composite
 def traffic(draw: st.DrawFn, ops: tuple[Op, ...], failing: bool = False) -> Traffic:
-    """`ops` are the ways that bytes go. What fails does so in the place of the kernel."""
+    """
+    `ops` are the ways that bytes go. What fails does so in the place of the kernel; for how far it
+    has come then, nothing but the script may cut it short, as READ_FIXED and WRITE_FIXED would be.
+    """
     lanes, block = draw(st.integers(1, 3)), draw(st.sampled_from([512, 4096]))
     requests = {}
     for tag in draw(st.permutations(range(DEPTH)))[: draw(st.integers(1, DEPTH))]:
@@ -105,7 +108,7 @@ def traffic(draw: st.DrawFn, ops: tuple[Op, ...], failing: bool = False) -> Traf
         block,
         draw(st.sampled_from([1, 512, 4096])),
         draw(st.booleans()),
-        draw(st.booleans()),
+        draw(st.just(True) if failing and len(ops) == 1 else st.booleans()),
         draw(st.sampled_from([None, 1, 16384])),
         draw(pace),
         draw(pace),

@@ -34,16 +34,15 @@ class GroupOverError(RuntimeError):
 
 
 def error_number(error: BaseException) -> int:
-    """The errno that a failure means; EIO for one that has none. Always above 0.
+    """The errno that a failure means; EIO for one that has none.
 
-    One that came from C may be negative; told as it is it would be bytes done.
+    Never 0 and never negative: that would be a success. One that came from C may be, and a
+    gaierror, which is an OSError, counts its own numbers downwards.
     """
     if isinstance(error, TimeoutError):
         return errno.ETIMEDOUT
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(number, int) and 0 < abs(number) < 4096:
-        return abs(number)
-    return errno.EIO
+    return number if isinstance(number, int) and number in errno.errorcode else errno.EIO
 
 
 class Group:
