@@ -40,7 +40,8 @@ class Engine:
 
     def answers(self) -> list[int]:
         """What was answered, at once or late."""
-        return [call[1] for call in self.calls if call[0] in ("group_complete", "group_answer")]
+        ends = ("group_complete", "group_answer", "group_abandon")
+        return [call[1] for call in self.calls if call[0] in ends]
 
     def request(self, op: int, offset: int = 0, length: int = 0, flags: int = 0) -> Any:
         """A ``struct group *`` that leads it."""

@@ -30,7 +30,7 @@ class Made:
         self.kept: list[Any] = []
         self.reports: list[tuple[IoDesc, BaseException]] = []
         raw = engine.request(io.op, io.offset, io.length)
-        self.group = Group(raw, io, self.kept.append, lambda *said: self.reports.append(said))
+        self.group = Group(raw, io, 3, self.kept.append, lambda *said: self.reports.append(said))
 
 
 @pytest.fixture
@@ -84,23 +84,36 @@ def test_what_is_written_is_durable_where_the_request_asks_for_it(
 
 
 @pytest.mark.parametrize(("adds", "call"), MEMBERS, ids=[call[0] for _, call in MEMBERS])
-def test_a_member_that_cannot_be_had_raises_and_one_beyond_the_capacity_does_not(
+def test_a_member_that_cannot_be_had_raises_and_a_transfer_beyond_the_capacity_does_not(
     engine: Engine, adds: Adds, call: tuple[Any, ...]
 ) -> None:
-    """What there is no room for comes back with the rest of the request."""
-    for number in (errno.EINVAL, errno.ENOTSOCK, errno.EPIPE):
+    """What there is no room for comes back with the rest of the request, if it is a transfer."""
+    for number, words in ((errno.EINVAL, "beyond the request"), (errno.ENOTSOCK, "no stream")):
         engine.returns[call[0]] = -number
-        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        with pytest.raises(ValueError, match=words):
             adds(Made(write(), engine).group)
-        assert caught.value.errno == number
+    engine.returns[call[0]] = -errno.EPIPE
+    with pytest.raises(BrokenPipeError):
+        adds(Made(write(), engine).group)
     engine.returns[call[0]] = -errno.E2BIG
-    adds(Made(write(), engine).group)
+    if call[0] in ("group_read", "group_write"):
+        adds(Made(write(), engine).group)
+    else:
+        with pytest.raises(ValueError, match="max_members"):
+            adds(Made(write(), engine).group)
+
+
+@pytest.mark.parametrize("file", [-1, 3, 1 << 20])
+def test_a_file_that_is_not_there_is_named(engine: Engine, file: int) -> None:
+    with pytest.raises(IndexError, match=f"no file {file} among the 3"):
+        Made(read(), engine).group.read(file, 0, 512)
+    assert not engine.calls
 
 
 USES: list[Adds] = [
     *(adds for adds, _ in MEMBERS),
     lambda g: g.send_bytes(0, b"x"),
-    lambda g: g.recv_bytes(0, bytearray(1)),
+    lambda g: g.expect(0, b"x"),
     lambda g: g.complete(),
     lambda g: g.fail(errno.EIO),
     lambda g: g.hold(),
@@ -123,35 +136,16 @@ def test_after_submit_a_group_is_over(engine: Engine, use: Adds) -> None:
 
 def test_memory_that_is_sent_is_kept_until_the_request_is_over(engine: Engine) -> None:
     made = Made(write(), engine)
-    header, reply = b"header", bytearray(4)
-    made.group.send_bytes(0, header, more=True)
-    made.group.recv_bytes(1, reply)
-    (_, file, sent, length, flags), (_, to, into, room) = engine.calls
-    assert (file, bytes(ffi.buffer(sent)), length, flags) == (1, header, 6, socket.MSG_MORE)
-    assert (to, room) == (2, 4)
-    ffi.buffer(into)[:] = b"done"
-    assert reply == b"done"
-    assert any(kept is sent for kept in made.kept)
-    assert any(kept is into for kept in made.kept)
-
-
-def test_memory_that_the_kernel_uses_cannot_change_its_size(engine: Engine) -> None:
-    made = Made(write(), engine)
-    header, reply = bytearray(b"header"), bytearray(4)
-    made.group.send_bytes(0, header)
-    made.group.recv_bytes(0, reply)
-    engine.calls.clear()
-    for memory in (header, reply):
-        with pytest.raises(BufferError):
-            memory.extend(b"more")
-    made.kept.clear()
-    header.extend(b"more")
-
-
-def test_what_is_received_needs_memory_that_can_be_written(engine: Engine) -> None:
-    with pytest.raises((BufferError, TypeError, ValueError)):
-        Made(write(), engine).group.recv_bytes(0, b"fixed")  # type: ignore[arg-type]
-    assert not engine.calls
+    header = bytearray(b"header")
+    made.group.send_bytes(0, header, more=True)  # type: ignore[arg-type]
+    made.group.expect(1, b"done")
+    header[:] = b"second"  # the kernel sends it later
+    (_, file, sent, length, flags), (_, to, into, room, expected) = engine.calls
+    assert (file, bytes(ffi.buffer(sent)), length, flags) == (1, b"header", 6, socket.MSG_MORE)
+    assert (to, room, bytes(ffi.buffer(expected))) == (2, 4, b"done")
+    assert len(ffi.buffer(into)) == 4
+    assert any(kept == b"header" for kept in made.kept)
+    assert any(kept[0] == b"done" and kept[1] is into for kept in made.kept)
 
 
 # --- the request's own bytes ------------------------------------------------
@@ -174,7 +168,8 @@ def test_pages_that_are_lent_are_no_memory(engine: Engine) -> None:
 
 @pytest.mark.parametrize("op", [Op.FLUSH, Op.DISCARD, Op.WRITE_ZEROES])
 def test_a_request_without_bytes_has_no_memory(engine: Engine, op: Op) -> None:
-    with pytest.raises(RuntimeError, match=f"{op.name} has no bytes"):
+    engine.pages = None
+    with pytest.raises(RuntimeError, match="only if it is a READ or WRITE"):
         _ = Made(IoDesc(op, 0, 1 << 30), engine).group.memory
 
 
@@ -202,7 +197,7 @@ def test_a_read_that_nobody_can_have_filled_is_not_answered(engine: Engine, late
     engine.pages = None
     made = Made(read(), engine)
     answers = made.group.hold() if late else made.group
-    with pytest.raises(RuntimeError, match="in_memory"):
+    with pytest.raises(RuntimeError, match="only members reach its pages"):
         answers.complete()
     assert engine.answers() == []
     made.group.recv(0, 4096)  # a member fills it
@@ -214,7 +209,7 @@ def test_a_read_that_nobody_can_have_filled_is_not_answered(engine: Engine, late
     ("error", "answer"),
     [
         (errno.ENOSPC, -errno.ENOSPC),
-        (-errno.ENOSPC, -errno.ENOSPC),
+        (-errno.ENOSPC, -errno.EIO),
         (0, -errno.EIO),
         (OSError(errno.ENODATA, "none"), -errno.ENODATA),
         (OSError("no number"), -errno.EIO),
@@ -247,6 +242,22 @@ def test_a_request_that_is_held_is_answered_after_submit(engine: Engine) -> None
     made.group.over()
     held.complete(512)
     assert engine.calls == [("group_hold",), ("group_answer", 512)]
+
+
+def test_a_request_has_one_holder(engine: Engine) -> None:
+    group = Made(write(), engine).group
+    held = group.hold()
+    with pytest.raises(RuntimeError, match="held already"):
+        group.hold()
+    held.complete()
+    assert engine.answers() == [4096]
+
+
+@pytest.mark.parametrize("op", [Op.FLUSH, Op.DISCARD, Op.WRITE_ZEROES])
+def test_what_moves_no_bytes_is_answered_with_0_however_long_it_is(engine: Engine, op: Op) -> None:
+    Made(IoDesc(op, 0, 0xFFFFF000), engine).group.complete()
+    Made(IoDesc(op, 0, 0xFFFFF000), engine).group.hold().complete()
+    assert engine.answers() == [0, 0]
 
 
 @pytest.mark.parametrize("first", ["complete", "fail"])

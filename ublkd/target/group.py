@@ -154,24 +154,23 @@ class Group:
 
     def send_bytes(self, file: int, data: bytes, *, more: bool = False) -> None:
         """Send bytes that are not the request's: a header."""
+        group, slot = self._live, self._slot(file)
         data = bytes(data)  # they leave later: a buffer might be another request's by then
         self._keep(data)
-        raw = ffi.from_buffer(data)
         flags = _MSG_MORE if more else 0
-        slot = self._slot(file)
-        _added(lib.group_send_memory(self._live, slot, raw, len(raw), flags), ends=True)
+        raw = ffi.from_buffer(data)
+        _added(lib.group_send_memory(group, slot, raw, len(raw), flags), ends=True)
 
     def expect(self, file: int, data: bytes) -> None:
         """Receive an acknowledgement: exactly these bytes.
 
         Others fail the request, and the stream is broken: what follows is not understood.
         """
+        group, slot = self._live, self._slot(file)
         data = bytes(data)
-        into = ffi.new("char[]", len(data))
-        expected = ffi.from_buffer(data)
+        into, expected = ffi.new("char[]", len(data)), ffi.from_buffer(data)
         self._keep((data, into))
-        slot = self._slot(file)
-        _added(lib.group_recv_expected(self._live, slot, into, len(data), expected), ends=True)
+        _added(lib.group_recv_expected(group, slot, into, len(data), expected), ends=True)
 
     # --- answers ----------------------------------------------------------------------------
 
