@@ -131,3 +131,36 @@ def test_every_lease_is_on_the_ladder_and_known_to_the_core() -> None:
     assert {rung.lease for rung in LADDER} == set(Lease)
     assert len({lease.number for lease in Lease}) == len(Lease)
     assert any(not rung.needs for rung in LADDER), "some lease must always be possible"
+
+
+IN_MEMORY = {Lease.COPY, Lease.USER_COPY}
+
+
+@given(offered=feature_sets, wanted=wishes, groups=st.booleans())
+def test_a_target_that_needs_the_bytes_in_memory_is_lent_nothing(
+    offered: Feature, wanted: Lease | None, groups: bool
+) -> None:
+    try:
+        verdict = negotiate(offered, wanted, groups=groups, in_memory=True)
+    except NotPossibleError as error:
+        if wanted not in (None, *IN_MEMORY) and REQUIRED in offered:
+            assert "the target works on bytes in memory" in str(error)
+        return
+    assert verdict.lease in IN_MEMORY
+    assert wanted in (None, verdict.lease)
+    assert not verdict.flags & Feature.SUPPORT_ZERO_COPY
+    for lease in (Lease.AUTO, Lease.REGISTER, Lease.GROUP):
+        assert "in memory" in verdict.refused[lease]
+
+
+def test_bytes_in_memory_are_copied_by_the_driver_unless_told_otherwise() -> None:
+    assert negotiate(LINUX_7_2, None, in_memory=True).lease is Lease.COPY
+    assert negotiate(LINUX_7_2, Lease.USER_COPY, in_memory=True).lease is Lease.USER_COPY
+    assert negotiate(LINUX_7_2, None).lease is Lease.AUTO
+
+
+@pytest.mark.parametrize("wanted", [Lease.AUTO, Lease.REGISTER, Lease.GROUP])
+def test_insisting_on_lent_pages_for_bytes_in_memory_is_refused(wanted: Lease) -> None:
+    with pytest.raises(NotPossibleError, match="works on bytes in memory") as caught:
+        negotiate(LINUX_7_2, wanted, groups=True, in_memory=True)
+    assert caught.value.hint
