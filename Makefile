@@ -5,6 +5,7 @@ KERNEL ?= 7.2
 CPUS   ?= 2
 MEM    ?= 3G
 LEASE  ?=
+OVER   ?= loop stripe mirror
 PYTHON ?= python3
 
 VENV := .venv
@@ -17,7 +18,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] tests/core/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device package bench-quick bench-stripe clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak package bench-quick bench-stripe clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -99,6 +100,10 @@ core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
 	$(BIN)/python -m pytest -q tests/core
+
+soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: faults in 1 GiB of traffic for each lease; long
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
+		'python3 tests/device/soak.py $(OVER)'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh
