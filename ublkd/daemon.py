@@ -174,12 +174,16 @@ def start(config: DeviceConfig) -> Ready:
         StateDir().prepare()
     cookie = new_cookie()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    # an interrupt right behind the fork would leave a daemon that nobody ends
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(read_end)
         _daemon(config, cookie, write_end)
-    os.close(write_end)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(write_end)
         ready = _hear(read_end, pid)
         wait_for_node(ready.node, NODE_SECONDS)
     except BaseException:
