@@ -56,6 +56,13 @@ class TimedOutError(UblkdError):
     """The driver did not answer in time; the command was taken back."""
 
 
+HELD = "something may hold the device in the kernel; see dmesg for blocked tasks"
+UNANSWERED = (
+    "a request is not answered: end the daemon, whose pid 'ublkd show' tells, with SIGKILL, "
+    "and delete again"
+)
+
+
 class Control:
     """The driver's control node. A context manager; not for several threads at once."""
 
@@ -91,7 +98,7 @@ class Control:
         if ret == -errno.ETIMEDOUT:
             raise TimedOutError(
                 f"the ublk driver did not answer {cmd.name} within {seconds:g} seconds",
-                hint="something may hold the device in the kernel; see dmesg for blocked tasks",
+                hint=UNANSWERED if cmd in (Cmd.STOP_DEV, Cmd.TRY_STOP_DEV) else HELD,
             )
         if ret < 0:
             raise CommandError(cmd, -ret)
