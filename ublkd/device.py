@@ -277,8 +277,14 @@ class Device:
             queue.wait_ready(READY_SECONDS)
 
     def _refuse_shared_streams(self, queues: int) -> None:
-        """Two queues on one stream would put their messages into each other's."""
-        if queues > 1 and any(_is_stream(fd) for fd in self._target.files()):
+        """Two queues, or two lanes, on one stream would put messages into each other's."""
+        streams = [os.fstat(fd).st_ino for fd in self._target.files() if _is_stream(fd)]
+        if len(set(streams)) < len(streams):
+            raise UblkdError(
+                f"target {self._config.target} names one socket twice in files()",
+                hint="this is a defect of the target: tell whoever made it",
+            )
+        if queues > 1 and streams:
             raise UblkdError(
                 f"target {self._config.target} has a socket, which {queues} queues cannot share",
                 hint="use --queues 1; its Params should say so in max_queues",

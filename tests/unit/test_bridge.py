@@ -149,7 +149,6 @@ def test_a_read_only_disk_is_only_read(engine: Engine, caplog: pytest.LogCapture
     ("error", "answer"),
     [
         (OSError(errno.ENOSPC, "full"), -errno.ENOSPC),
-        (OSError("without a number"), -errno.EIO),
         (TimeoutError(), -errno.ETIMEDOUT),
         (TimeoutError(errno.EIO, "odd"), -errno.ETIMEDOUT),
         (ConnectionResetError(errno.ECONNRESET, "gone"), -errno.ECONNRESET),
@@ -163,7 +162,14 @@ def test_an_oserror_is_its_errno_and_no_line_in_the_log(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("it\nis\x1b[31m wrong"), KeyError("what"), SystemExit(3), RuntimeError()]
+    "error",
+    [
+        ValueError("it\nis\x1b[31m wrong"),
+        KeyError("what"),
+        SystemExit(3),
+        RuntimeError(),
+        OSError("without a number"),
+    ],
 )
 def test_any_other_exception_is_eio_and_one_line_that_says_where(
     engine: Engine, caplog: pytest.LogCaptureFixture, error: BaseException

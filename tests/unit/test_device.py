@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -86,6 +87,21 @@ def test_every_queue_gets_its_own_counters_and_the_granted_sizes(bench: Bench) -
         assert [c.qid for c in configs] == [0, 1]
         assert {(c.depth, c.max_io, c.lease) for c in configs} == {(16, 8192, Lease.COPY)}
         assert configs[0].stats != configs[1].stats
+
+
+@pytest.mark.parametrize(("queues", "times", "words"), [(2, 1, "cannot share"), (1, 2, "twice")])
+def test_a_stream_belongs_to_one_queue_and_one_lane(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, queues: int, times: int, words: str
+) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        monkeypatch.setattr(bench.target, "files", lambda: [here.fileno()] * times)
+        with pytest.raises(UblkdError, match=words), bench.device(queues=queues):
+            pass
+        assert bench.left() == []
+        monkeypatch.setattr(bench.target, "files", lambda: [here.fileno(), there.fileno()])
+        with bench.device(queues=1):
+            pass
 
 
 def undoing(failed: str) -> list[str]:

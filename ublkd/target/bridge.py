@@ -10,7 +10,7 @@ from typing import Any
 
 from ublkd._core import ffi, lib
 from ublkd.errors import printable, told
-from ublkd.target.group import Group, IoDesc, error_number
+from ublkd.target.group import Group, IoDesc, error_number, is_plain
 from ublkd.target.protocol import Native, Target
 from ublkd.uapi import Op
 
@@ -80,7 +80,7 @@ class Bridge:
                 raise RuntimeError("submit() neither added a member nor answered")
         except BaseException as error:
             lib.group_abandon(raw, -error_number(error))
-            if not isinstance(error, OSError):
+            if not is_plain(error):
                 self.report(io, error)
         finally:
             group.over()

@@ -45,6 +45,12 @@ def error_number(error: BaseException) -> int:
     return number if isinstance(number, int) and number in errno.errorcode else errno.EIO
 
 
+def is_plain(error: BaseException) -> bool:
+    """Whether its errno says all; whatever else fails a request is a mistake, to be reported."""
+    known = isinstance(error, OSError) and error.errno in errno.errorcode
+    return known or isinstance(error, TimeoutError)
+
+
 class Group:
     """A request in service, for as long as ``submit`` runs.
 
@@ -253,13 +259,13 @@ class Held:
             self._raw = None
 
     def fail(self, error: BaseException) -> None:
-        """End it with the errno of an OSError; anything else is reported, and means EIO."""
+        """End it with an OSError's errno; without one it is EIO, and reported."""
         with self._lock:
             if self._raw is None:
                 raise GroupOverError(ANSWERED)
             lib.group_answer(self._raw, -error_number(error))
             self._raw = None
-        if not isinstance(error, OSError):
+        if not is_plain(error):
             self._report(self._io, error)
 
     def __del__(self) -> None:
