@@ -37,6 +37,9 @@ def why_not() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deadline(seconds): how long a device test may take")
+    config.addinivalue_line(
+        "markers", "one_kernel: the newest shows it; `make test` spares the others"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

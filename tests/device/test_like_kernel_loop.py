@@ -17,6 +17,8 @@ import pytest
 from mapped import ram_disks
 from tools import device, digest, kernel_loop, mounted, nothing_left, run, sparse
 
+pytestmark = pytest.mark.one_kernel
+
 MIB = 1 << 20
 SOME_BLOCKS = 256 * 1024 // 512
 """How far the space of two files may be apart: a filesystem's own blocks are its own matter."""
