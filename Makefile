@@ -101,9 +101,10 @@ core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
 	$(BIN)/python -m pytest -q tests/core
 
-soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: faults in 1 GiB of traffic for each lease; long
+soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: 1 GiB of faults on each lease, and a cut at every byte; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
-		'python3 tests/device/soak.py $(OVER)'
+		'python3 tests/device/soak.py $(OVER) && \
+		THOROUGH=1 pytest -p no:cacheprovider -q tests/device/test_poison.py'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh
