@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 LAB   = $(PYTHON) -m tests.lab
 SOURCES := pyproject.toml meson.build meson.options LICENSE \
-	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/cli/*.py ublkd/target/*.py ublkd/core/* targets/*)
+	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/cli/*.py ublkd/target/*.py ublkd/core/* targets/* targets/*/*)
 
 C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] tests/core/*.[ch])
 

@@ -13,6 +13,7 @@ from ublkd.features import Lease
 from ublkd.target import Option, OptionValue
 from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
 
+MAX_SECONDS = 1_000_000_000
 MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
 MIN_IO_BYTES = 4096
 SUFFIXES = {unit: 1 << (10 * power) for power, unit in enumerate(["", *"KMGTPE"])}
@@ -90,6 +91,20 @@ def _size(option: Option, text: str) -> int:
     return size
 
 
+def _seconds(option: Option, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,9})?", text, re.ASCII):
+        raise UsageError(
+            f"--{option.name} {printable(text)!r} is not a time", hint="seconds, like 30 or 0.5"
+        )
+    seconds = float(text)
+    if not 0 < seconds <= MAX_SECONDS:
+        raise UsageError(
+            f"--{option.name} {text} is out of range",
+            hint=f"seconds: more than 0, at most {MAX_SECONDS}",
+        )
+    return seconds
+
+
 MAX_IO = Option(
     name="max-io",
     help="bytes of the largest request",
@@ -124,6 +139,8 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
         return raw
     if option.kind == "size":
         return _size(option, raw)
+    if option.kind == "seconds":
+        return _seconds(option, raw)
     if option.kind == "path":
         if not raw:
             raise UsageError(f"--{option.name} is empty", hint="give a path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 
 DEBUG = "UBLKD_DEBUG"
@@ -97,3 +98,11 @@ def valid_text(text: str) -> str:
     except UnicodeEncodeError:  # a surrogate that stands for no byte: not from a path
         raw = text.encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace")
+
+
+def redacted(text: str) -> str:
+    """The text with what stands before the ``@`` of a URI left out: it may be a password.
+
+    Rather too much is left out than too little: a sloppy password may hold any character.
+    """
+    return re.sub(r"(\w+://).*@", r"\1***@", text, flags=re.DOTALL)

@@ -17,7 +17,7 @@ from ublkd.target import Native, NativeTarget, Option, OptionValue, Params
 from ublkd.target.bridge import serving
 
 KINDS = get_args(get_type_hints(Option)["kind"])
-DEFAULTS: Mapping[str, type] = {"size": int, "flag": bool}  # the others are texts
+DEFAULTS: Mapping[str, type] = {"size": int, "seconds": float, "flag": bool}  # the others are texts
 OPTION_NAME = re.compile("[a-z][a-z0-9-]*")
 
 

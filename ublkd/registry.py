@@ -1,16 +1,19 @@
-"""Finds targets: entry points of the group ``ublkd.targets``, ours and strangers' by one door."""
+"""Finds targets and their verbs: entry points, ours and strangers' by one door."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from ublkd.errors import UblkdError, UsageError, printable, reason, told
 from ublkd.plugin import Maker, blamed, guarded, wrong_options
-from ublkd.target import API_VERSION, NativeTarget, Option, OptionValue, Target
+from ublkd.target import API_VERSION, NativeTarget, Option, OptionValue, Target, Verb
 
 GROUP = "ublkd.targets"
+VERBS = "ublkd.verbs"
+"""What targets can be asked without a device; an entry point is called like its target."""
 UNKNOWN = "an unknown package"
 MEMBERS = ("options", "from_options", "files", "describe", "close")
 """What a target's class has; ``params`` may be its instances' alone."""
@@ -30,19 +33,13 @@ def load(name: str) -> type[Target]:
     did, or a plug-in that does not load, does not look like a target, or speaks another version
     of the protocol.
     """
-    found = {(_maker(p).package, p.value): p for p in entry_points(group=GROUP, name=name)}
-    if not found:
+    point = _only(GROUP, name)
+    if point is None:
         known = ", ".join(names()) or "none (is ublkd installed properly?)"
         raise UsageError(
             f"unknown target {printable(name)!r}", hint=f"targets on this machine: {known}"
         )
-    if len(found) > 1:
-        packages = " and by ".join(sorted({printable(package) for package, _ in found}))
-        raise UblkdError(
-            f"target {printable(name)!r} is registered more than once: by {packages}",
-            hint="remove all but one of them, for example with 'pip uninstall'",
-        )
-    return _checked(*found.values())
+    return _checked(point)
 
 
 def opened(name: str, options: Mapping[str, OptionValue]) -> NativeTarget:
@@ -79,25 +76,65 @@ def options_of(name: str, named: Callable[[str], str | None]) -> dict[str, Optio
     return found
 
 
+def verbs(name: str) -> Sequence[Verb] | None:
+    """The verbs of a target by its name; None if nobody registered any.
+
+    Raises UblkdError as ``load`` does; what their code raises is an UblkdError as well.
+    """
+    point = _only(VERBS, name)
+    if point is None:
+        return None
+    who, brought = _maker(point), _loaded(point)
+    if not isinstance(brought, list | tuple) or not all(isinstance(verb, Verb) for verb in brought):
+        raise who.fault("brings verbs that are not a tuple of Verb")
+    for verb in brought:
+        if why := wrong_options([verb.argument, *verb.options]):
+            raise who.fault(f"is broken: in its verb {printable(str(verb.name))!r} {why}")
+    return [dataclasses.replace(verb, run=_guarded_run(verb, who)) for verb in brought]
+
+
+def _guarded_run(verb: Verb, who: Maker) -> Callable[[Mapping[str, OptionValue]], Any]:
+    def run(values: Mapping[str, OptionValue]) -> Any:
+        with blamed(who, f"its verb {verb.name}"):
+            return verb.run(values)
+
+    return run
+
+
+def _only(group: str, name: str) -> EntryPoint | None:
+    """The entry point of that name, if there is one. Raises UblkdError if there are several."""
+    found = {(_maker(p).package, p.value): p for p in entry_points(group=group, name=name)}
+    if len(found) > 1:
+        packages = " and by ".join(sorted({printable(package) for package, _ in found}))
+        raise UblkdError(
+            f"target {printable(name)!r} is registered more than once: by {packages}",
+            hint="remove all but one of them, for example with 'pip uninstall'",
+        )
+    return next(iter(found.values()), None)
+
+
 def _maker(point: EntryPoint) -> Maker:
     return Maker(point.name, (point.dist.name if point.dist else None) or UNKNOWN)
 
 
-def _checked(point: EntryPoint) -> type[Target]:
+def _loaded(point: EntryPoint) -> Any:
     who = _maker(point)
-    owner = printable(who.package)
     try:
-        cls = point.load()
+        return point.load()
     except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is its fault
         raise UblkdError(
             f"{who} does not load: {told(error)}",
-            hint=f"it is a plug-in: reinstall or remove {owner}",
+            hint=f"it is a plug-in: reinstall or remove {printable(who.package)}",
         ) from error
+
+
+def _checked(point: EntryPoint) -> type[Target]:
+    who, cls = _maker(point), _loaded(point)
     version = getattr(cls, "api_version", None)
     if version != API_VERSION:
         raise UblkdError(
             f"{who} speaks version {version} of the plug-in protocol, this ublkd {API_VERSION}",
-            hint=f"install a version of {owner} that fits",
+            hint=f"install a version of {printable(who.package)} that fits",
         )
     missing = [name for name in MEMBERS if not hasattr(cls, name)]
     if not any(hasattr(cls, name) for name in WAYS):

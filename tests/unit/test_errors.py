@@ -13,6 +13,7 @@ from ublkd.errors import (
     UsageError,
     printable,
     reason,
+    redacted,
     valid_text,
 )
 
@@ -70,3 +71,12 @@ def test_every_kind_of_failure_has_its_exit_code(cls: type[UblkdError], code: in
     assert error.exit_code == code
     assert BY_EXIT_CODE[code] is cls
     assert (error.message, error.hint, str(error)) == ("it failed", "try again", "it failed")
+
+
+@given(any_texts, any_texts)
+def test_nothing_before_the_at_of_a_uri_is_shown(user: str, password: str) -> None:
+    assert redacted(f"no nbd://{user}:{password}@host/x here") == "no nbd://***@host/x here"
+
+
+def test_a_text_without_a_uri_is_kept() -> None:
+    assert redacted("user@host: no such option") == "user@host: no such option"

@@ -9,27 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ublkd.cli.common import HELP, cli, driver, json_option
+from ublkd.cli.common import HELP, cli, click_option, driver, json_option
 from ublkd.cli.output import emit, emit_json, warn
 from ublkd.errors import UblkdError
 
 if TYPE_CHECKING:
     from ublkd.target import Option
-
-
-def _click_option(option: Option) -> click.Option:
-    metavar = {"path": "PATH", "size": "BYTES", "text": "TEXT", "target": "NAME"}.get(option.kind)
-    if option.kind == "choice":
-        metavar = "|".join(option.choices)
-    if option.kind == "flag":
-        return click.Option([f"--{option.name}", f"target_{option.key}"], is_flag=True,
-                            default=None, help=option.help)  # fmt: skip
-    return click.Option(
-        [f"--{option.name}", f"target_{option.key}"],
-        metavar=metavar,
-        help=option.help,
-        multiple=option.multiple,
-    )
 
 
 class AddCommand(click.Command):
@@ -53,7 +38,7 @@ class AddCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own options, then the target's."""
-        return [*super().get_params(ctx), *map(_click_option, self.target_options.values())]
+        return [*super().get_params(ctx), *map(click_option, self.target_options.values())]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Say where the target's options are."""

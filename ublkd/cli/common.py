@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ublkd.target import Option
 
 # Nothing else of ublkd is imported here: `ublkd --help` must not wait for it.
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=HELP)
+class Verbs(click.Group):
+    """The verbs of ublkd, and behind them those that targets bring, under the target's name."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Ours first: no target can take one over."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        from ublkd.cli.brought import verbs_of
+
+        return verbs_of(cmd_name)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings=HELP,
+    epilog="A target may bring verbs of its own: 'ublkd TARGET --help' lists them.",
+)
 @click.version_option(package_name="ublkd", prog_name="ublkd")
 def cli() -> None:
     """Serve Linux block devices from user space: a file, a block device, or a plug-in of yours
@@ -20,6 +40,25 @@ def cli() -> None:
 
     DEV is a number, a name given with --name, or a path like /dev/ublkb0.
     """
+
+
+METAVARS = {
+    "path": "PATH",
+    "size": "BYTES",
+    "seconds": "SECONDS",
+    "text": "TEXT",
+    "target": "NAME",
+}
+
+
+def click_option(option: Option) -> click.Option:
+    """An option of a target, as ``target_KEY`` so that it meets no other."""
+    names = [f"--{option.name}", f"target_{option.key}"]
+    if option.kind == "flag":
+        return click.Option(names, is_flag=True, default=None, help=option.help)
+    choices = "|".join(option.choices)
+    metavar = choices if option.kind == "choice" else METAVARS[option.kind]
+    return click.Option(names, metavar=metavar, help=option.help, multiple=option.multiple)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -18,6 +18,7 @@ from ublkd.target.protocol import (
     Params,
     Target,
 )
+from ublkd.target.verb import Verb
 from ublkd.uapi import Op
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "OptionValue",
     "Params",
     "Target",
+    "Verb",
 ]

@@ -11,9 +11,9 @@ API_VERSION = 1
 
 PAGE = 4096
 
-OptionValue = str | int | bool | tuple[str, ...] | None
-"""A parsed option: text and paths as str, sizes in bytes as int, flags as bool, and a tuple of
-texts or paths where the option may be given many times."""
+OptionValue = str | int | float | bool | tuple[str, ...] | None
+"""A parsed option: text and paths as str, sizes in bytes as int, seconds as float, flags as bool,
+and a tuple of texts or paths where the option may be given many times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,14 @@ class Option:
     """One option of a target, ``--name`` on the command line.
 
     ``kind`` says how it is parsed: ``path`` becomes absolute, ``size`` takes suffixes and becomes
-    bytes, ``flag`` takes no value, ``target`` names another target, whose options join these.
+    bytes, ``seconds`` may have a fraction and are more than 0, ``flag`` takes no value, ``target``
+    names another target, whose options join these.
     ``minimum`` and ``maximum`` are for sizes, in bytes.
     """
 
     name: str
     help: str
-    kind: Literal["text", "path", "size", "flag", "choice", "target"] = "text"
+    kind: Literal["text", "path", "size", "seconds", "flag", "choice", "target"] = "text"
     required: bool = False
     multiple: bool = False  # of kind text or path only
     default: OptionValue = None
