@@ -105,4 +105,4 @@ def redacted(text: str) -> str:
 
     Rather too much is left out than too little: a sloppy password may hold any character.
     """
-    return re.sub(r"(\w+://).*@", r"\1***@", text, flags=re.DOTALL)
+    return re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)
