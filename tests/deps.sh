@@ -35,6 +35,10 @@ need e2fsprogs command -v e2fsck
 need xfsprogs command -v mkfs.xfs
 need fio command -v fio
 need dmsetup command -v dmsetup
+need nbdkit command -v nbdkit
+need qemu-utils command -v qemu-nbd
+need nbd-server command -v nbd-server
+need openssl command -v openssl
 need libasan8 sh -c 'ls /usr/lib/gcc/*/*/libasan.so'
 
 [ -n "$missing" ] || exit 0

@@ -208,7 +208,7 @@ class Handshake:
             self._give_up()
             return offers
         try:
-            export = yield from self._ask(Opt.INFO if self._goal is Goal.LOOK else Opt.GO)
+            export = yield from (self._look() if self._goal is Goal.LOOK else self._ask(Opt.GO))
         except _Answer as answer:
             if answer.kind == Rep.ERR_UNKNOWN:
                 raise missing(self._export, (yield from self._offers())) from None
@@ -238,6 +238,11 @@ class Handshake:
         self.waiting_for = "its part of the TLS handshake"
         yield 0
         self.waiting_for = "an answer"
+
+    def _look(self) -> Generator[int, bytes, Export]:
+        """INFO; but nbd-server (seen with 3.24) has not opened its file then, and tells size 0."""
+        export = yield from self._ask(Opt.INFO)
+        return export if export.size else (yield from self._ask(Opt.GO))
 
     def _ask(self, option: Opt) -> Generator[int, bytes, Export]:
         """GO or INFO. Raises _Answer if the option was refused."""

@@ -139,6 +139,8 @@ def test_every_target_has_its_entry_point() -> None:
     ours = [p.relative_to(ROOT / "targets") for p in TARGETS if p.name not in shared]
     for path in (p for p in ours if p.parent == Path()):
         assert f'= "ublkd.targets.{path.stem}:' in project
+    for package in {path.parts[0] for path in ours if path.parent != Path()}:
+        assert f'= "ublkd.targets.{package}.' in project
 
 
 @pytest.mark.parametrize("path", sources(".py", ".c", ".h"), ids=name)

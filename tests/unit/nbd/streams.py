@@ -67,6 +67,8 @@ CORPUS: tuple[tuple[Goal, bool, bytes], ...] = (
     (Goal.SERVE, True, greeting() + reply(STARTTLS, POLICY)),
     (Goal.LOOK, False, greeting() + export_info(option=INFO) + reply(INFO, ACK)),
     (Goal.LOOK, False, greeting() + reply(INFO, UNSUP) + struct.pack(">QH", GIB, GOOD_FLAGS)),
+    (Goal.LOOK, False, greeting() + export_info(0, option=INFO) + reply(INFO, ACK)
+     + export_info() + reply(GO, ACK)),
     (Goal.LIST, False, listing(offer(b""), offer(b"a", b"the first"), offer("ü".encode()))),
     (Goal.LIST, False, greeting() + reply(LIST, POLICY, b"not for you")),
     (Goal.LIST, False, b"NBDMAGIC" + struct.pack(">QQI", 0x00420281861253, GIB, 1) + bytes(124)),

@@ -74,6 +74,14 @@ def test_a_look_ends_with_abort() -> None:
     assert ran.handshake.phase is Phase.OVER
 
 
+def test_a_look_that_finds_nothing_asks_again_as_if_to_serve() -> None:
+    stream = greeting() + export_info(0, option=INFO) + reply(INFO, ACK)
+    ran = played(Goal.LOOK, stream + export_info() + reply(GO, ACK))
+    assert isinstance(ran.result, Export)
+    assert ran.result.size == GIB
+    assert ran.sent == HELLO + asking(INFO) + asking(GO) + DISC
+
+
 def test_a_list_ends_with_abort_and_its_answer_is_ignored() -> None:
     ran = Played(Goal.LIST, [listing(offer(b"a", b"first"), offer(b"")), reply(2, ACK)])
     assert ran.result == [Offer(b"a", "first"), Offer(b"")]
