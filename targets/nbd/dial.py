@@ -86,11 +86,13 @@ def _looked_up(host: str, port: int, patience: Patience) -> Found:
         finally:
             os.close(end)
 
-    threading.Thread(target=ask, name="resolver", daemon=True).start()
+    thread = threading.Thread(target=ask, name="resolver", daemon=True)
+    thread.start()
     try:
         patience.wait(done, select.POLLIN)
     finally:
         os.close(done)
+    thread.join()  # it has answered, so it is about to end
     if isinstance(answer := answers[0], OSError):
         raise _nameless(host, answer)
     return answer

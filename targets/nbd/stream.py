@@ -14,6 +14,8 @@ from ublkd.errors import UblkdError
 CHUNK = 64 << 10
 """Bytes: the most that is read at once."""
 
+MAX_POLL_MS = (1 << 31) - 1
+
 Result = TypeVar("Result")
 
 
@@ -49,12 +51,13 @@ class Patience:
         poll.register(fd, events)
         if self._stop is not None:
             poll.register(self._stop, select.POLLIN)
-        left = self.left
-        ready = dict(poll.poll(int(left * 1000) + 1)) if left else {}
-        if self._stop is not None and self._stop in ready:
-            raise Stopped("told to stop before the server was reached")
-        if not ready:
-            raise TimedOut
+        while left := self.left:
+            ready = dict(poll.poll(min(int(left * 1000) + 1, MAX_POLL_MS)))
+            if self._stop is not None and self._stop in ready:
+                raise Stopped("told to stop before the server was reached")
+            if ready:
+                return
+        raise TimedOut
 
     def pause(self, seconds: float) -> None:
         """For a moment. Raises TimedOut or Stopped."""

@@ -9,7 +9,7 @@ from ublkd.errors import printable
 from ublkd.target import Option, OptionValue, Verb
 from ublkd.targets.nbd import connect
 from ublkd.targets.nbd.export import Export
-from ublkd.targets.nbd.uri import Uri, parse
+from ublkd.targets.nbd.uri import FORMS, Uri, parse
 from ublkd.targets.nbd.wire import ExportFlag
 
 URI = Option(name="uri", help="where the server is: nbd://HOST/EXPORT", required=True)
@@ -21,7 +21,7 @@ TLS_CERTIFICATES = Option(
 OPEN_TIMEOUT = Option(
     name="open-timeout",
     kind="seconds",
-    help="the most that connecting and the handshake may take",
+    help=f"the most that connecting and the handshake may take (default {connect.OPEN_SECONDS:g})",
     default=connect.OPEN_SECONDS,
 )
 
@@ -82,7 +82,7 @@ def described(export: Export) -> dict[str, Any]:
 VERBS = (
     Verb(
         name="list",
-        help="List the exports that a server offers.",
+        help=f"List the exports that a server offers.\n\nURI is {FORMS}.",
         argument=URI,
         options=(TLS_CERTIFICATES, OPEN_TIMEOUT),
         run=offers,
@@ -90,7 +90,7 @@ VERBS = (
     ),
     Verb(
         name="info",
-        help="Show what a server says of one export.",
+        help=f"Show what a server says of one export.\n\nURI is {FORMS}.",
         argument=URI,
         options=(TLS_CERTIFICATES, OPEN_TIMEOUT),
         run=info,

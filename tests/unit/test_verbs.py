@@ -34,12 +34,16 @@ def rows(values: Mapping[str, OptionValue]) -> Sequence[Mapping[str, Any]]:
 LOOK = Verb(name="look", help="Look.", argument=PLACE, options=(WAIT, FAST), run=told)
 ROWS = Verb(name="rows", help="Rows.", argument=PLACE, run=rows, columns=("a", "b"))
 
+LONG = Verb(
+    name="long", help="Long.", argument=PLACE, run=lambda _: [{"a": "x" * 300}], columns=("a",)
+)
+
 
 @pytest.fixture
 def plug_in(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module whose attribute ``VERBS`` is what the target ``odd`` brings."""
     module = types.ModuleType("plug_in")
-    module.VERBS = (LOOK, ROWS)  # type: ignore[attr-defined]
+    module.VERBS = (LOOK, ROWS, LONG)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "plug_in", module)
     points = EntryPoints(
         [
@@ -76,6 +80,8 @@ def test_rows_become_a_table_of_their_columns_and_json_has_all(
 ) -> None:
     assert run(monkeypatch, "odd", "rows", "here") == 0
     assert capsys.readouterr().out == "A         B\none\\ntwo  2\n-         x\n"
+    assert run(monkeypatch, "odd", "long", "here") == 0
+    assert capsys.readouterr().out == f"A\n{'x' * 253}...\n"
     assert run(monkeypatch, "odd", "rows", "here", "--json") == 0
     assert json.loads(capsys.readouterr().out) == rows({})
 

@@ -14,6 +14,9 @@ from ublkd.errors import printable
 from ublkd.registry import verbs
 from ublkd.target import Verb
 
+WIDEST = 256
+"""Characters of a cell: one long text of a stranger shall not fill the screen."""
+
 
 def verbs_of(target: str) -> click.Group | None:
     """What ``ublkd TARGET`` is; None if it brings no verbs. Raises as the registry does."""
@@ -54,5 +57,9 @@ def _text(verb: Verb, told: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> 
     if isinstance(told, Mapping):
         return "\n".join(lines(dict(told)))
     heading = [column.upper() for column in verb.columns]
-    cells = ([printable(str(row[column])) or "-" for column in verb.columns] for row in told)
-    return table([heading, *cells])
+    return table([heading, *([_cell(row[column]) for column in verb.columns] for row in told)])
+
+
+def _cell(value: Any) -> str:
+    text = printable(str(value))
+    return (text if len(text) <= WIDEST else text[: WIDEST - 3] + "...") or "-"

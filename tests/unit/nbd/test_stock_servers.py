@@ -214,6 +214,19 @@ def test_tls_with_a_server_of_others(
             assert served(without).size == 10 * MIB
 
 
+def test_tls_with_nbd_server(tmp_path: Path, pki: Path, image: Path) -> None:
+    generic = (
+        f"certfile = {pki}/server-cert.pem\nkeyfile = {pki}/server-key.pem\n"
+        f"cacertfile = {pki}/ca-cert.pem\nforce_tls = true\n"
+    )
+    ours = certificates(
+        tmp_path, pki, ca_cert="ca-cert", client_cert="client-cert", client_key="client-key"
+    )
+    with nbd_server(tmp_path, f"[x]\nexportname = {image}\n", generic, tcp=True) as place:
+        assert served(place.uri("x", tls=True, query=f"tls-certificates={ours}")).size == 10 * MIB
+        assert "insists on TLS" in refusal(place.uri("x")).message
+
+
 def test_tls_against_plain(tmp_path: Path, image: Path) -> None:
     with nbdkit(tmp_path, "memory", "1M", tcp=True) as place:
         assert "does not do TLS" in refusal(place.uri(tls=True)).message
