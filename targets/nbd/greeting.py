@@ -46,8 +46,7 @@ def second(magic: bytes) -> None:
     if number == OLDSTYLE:
         raise Refusal(
             "the server speaks the oldstyle negotiation, which names no export and has no TLS",
-            hint="it must speak the fixed newstyle: nbdkit does without --oldstyle, nbd-server "
-            "since 3.0",
+            hint="it must speak the fixed newstyle; nbdkit does without --oldstyle",
         )
     if number != IHAVEOPT:
         raise Refusal(
@@ -60,5 +59,5 @@ def not_fixed() -> Refusal:
     """The refusal for a server that cannot refuse an option without closing the connection."""
     return Refusal(
         "the server speaks the newstyle negotiation of before it was fixed",
-        hint="it must speak the fixed newstyle: nbd-server does since 3.3",
+        hint="it must speak the fixed newstyle; a newer server does",
     )
