@@ -26,6 +26,8 @@ from tools import (
     sparse,
 )
 
+pytestmark = pytest.mark.one_kernel
+
 KIB, MIB = 1 << 10, 1 << 20
 OLD, NEW = b"\x11", b"\x22"
 PART = 64 * KIB
