@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import logging.handlers
 import os
-import queue
 import select
 import signal
 import syslog
@@ -29,7 +26,6 @@ from ublkd.uevent import wait_for_node
 START_SECONDS = 120
 """How long ``add`` waits for the daemon. Each step has a shorter deadline of its own."""
 NODE_SECONDS = 15
-LOG_LINES = 1000  # that may wait for a slow log; more are lost
 POLL_SECONDS = 3600  # a wait without an end is cut into these
 
 
@@ -81,6 +77,8 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
     UblkdError where it never did, or where a queue failed later; the device is gone in the first
     case and dead in the second.
     """
+    from ublkd.log import logged  # slow to load, and not for those who only start a daemon
+
     with Control() as control:
         offered = control.get_features()
         target = _open_target(config)
@@ -96,7 +94,7 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
         except BaseException:
             target.close()
             raise
-        with _logged(log), _signals() as signalled, device as disk:
+        with logged(log), _signals() as signalled, device as disk:
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}")  # fmt: skip
@@ -107,40 +105,6 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
             if disk.stopped_by_others:
                 disk.leave()
             log(f"/dev/ublkb{disk.id} ends")
-
-
-class _ToOurLog(logging.Handler):
-    """Writes what modules say into our log."""
-
-    def __init__(self, log: Log) -> None:
-        super().__init__(logging.INFO)
-        self._log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):  # nobody is there to be told
-            self._log(record.getMessage())
-
-
-class _NeverWaiting(logging.handlers.QueueHandler):
-    """A queue's thread must not wait for a log, which may be on its own disk."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """The line is lost: too many wait already."""
-
-
-@contextlib.contextmanager
-def _logged(log: Log) -> Iterator[None]:
-    """What modules say with ``logging``, targets in Python among them, goes to our log."""
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(LOG_LINES)
-    root, handler = logging.getLogger(), _NeverWaiting(lines)
-    listener = logging.handlers.QueueListener(lines, _ToOurLog(log))
-    listener.start()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        listener.stop()
 
 
 def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:

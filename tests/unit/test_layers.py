@@ -18,7 +18,7 @@ LAYERS = [
     {"uapi"},
     {"target"},
     {"plugin"},
-    {"registry", "features", "state", "stats", "uevent", "below"},
+    {"registry", "features", "state", "stats", "uevent", "below", "log"},
     {"config", "control", "queue"},
     {"device", "manage"},
     {"daemon"},

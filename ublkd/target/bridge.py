@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import time
 from collections import deque
 from typing import Any
@@ -13,8 +12,6 @@ from ublkd.errors import printable, told
 from ublkd.target.group import Group, IoDesc, error_number, is_plain
 from ublkd.target.protocol import Native, Target
 from ublkd.uapi import Op
-
-log = logging.getLogger(__name__)
 
 LINES, SECONDS = 20, 60.0
 """At most so many lines about failed requests in such a time: a disk may see many of them."""
@@ -87,13 +84,15 @@ class Bridge:
 
     def report(self, io: IoDesc, error: BaseException) -> None:
         """Log why a request failed, in one line. Never raises."""
+        import logging  # slow to load, and seldom needed
+
         now = time.monotonic()
         if len(self._lines) == LINES and now - self._lines[0] < SECONDS:
             self._unsaid += 1
             return
         self._lines.append(now)
         more, self._unsaid = self._unsaid, 0
-        log.error(
+        logging.getLogger(__name__).error(
             "target %s: %s of %d bytes at byte %d failed: %s%s%s",
             self._name, io.op.name, io.length, io.offset,
             told(error), _where(error),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from ublkd.target.group import Group, Held, IoDesc
+from ublkd.target.group import Group, IoDesc
 from ublkd.target.protocol import API_VERSION, Option, OptionValue, Params
 from ublkd.uapi import Op
+
+if TYPE_CHECKING:
+    from ublkd.target.event_loop import EventLoop
 
 MOST = 0xFFFFFFFF // 4096 * 4096
 """Bytes: the most that one request without data can name."""
@@ -94,7 +96,7 @@ class BytesTarget:
 
     # --- serving ----------------------------------------------------------------------------
 
-    __loop: _EventLoop | None = None
+    __loop: EventLoop | None = None
     __is_async: bool | None = None
 
     def submit(self, io: IoDesc, group: Group) -> None:
@@ -135,10 +137,12 @@ class BytesTarget:
             self.__is_async = any(map(inspect.iscoroutinefunction, methods))
         return self.__is_async
 
-    def __event_loop(self) -> _EventLoop:
+    def __event_loop(self) -> EventLoop:
         with _MAKING:  # of two queues one makes it
             if self.__loop is None:
-                self.__loop = _EventLoop(self.timeout)
+                from ublkd.target.event_loop import EventLoop  # asyncio is slow to load
+
+                self.__loop = EventLoop(self.timeout)
             return self.__loop
 
 
@@ -169,45 +173,3 @@ def _at_once(work: Coroutine[Any, Any, int | None]) -> int | None:
         return moved
     work.close()
     raise TypeError("a method that is no 'async def' returned something to wait for")
-
-
-class _EventLoop:
-    """An event loop in a thread of its own."""
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="ublk-asyncio", daemon=True
-        )
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, int | None], held: Held) -> None:
-        """Run it, and answer with its result."""
-        self._loop.call_soon_threadsafe(self._start, work, held)
-
-    def _start(self, work: Coroutine[Any, Any, int | None], held: Held) -> None:
-        task = self._loop.create_task(self._answer(work, held))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer(self, work: Coroutine[Any, Any, int | None], held: Held) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                moved = await work
-            held.complete(moved)
-        except BaseException as error:
-            held.fail(error)
-
-    def close(self) -> None:
-        """Cancel what is under way, and end the thread."""
-        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result(5)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
-
-    async def _cancel(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
