@@ -40,8 +40,21 @@ static uint32_t roll_member(const struct faulty *f, const struct group *g,
 			   what << 8 | iod_op(g->iod), m->again);
 }
 
+/*
+ * A request that starts at sector n is cut n bytes behind its start, modulo
+ * its length: whoever goes over the disk in sectors meets every cut there is.
+ */
+static uint64_t turn(const struct group *g)
+{
+	uint64_t bytes = iod_bytes(g->iod);
+
+	return bytes ? g->iod->start_sector % bytes : 0;
+}
+
 static int serve(const struct faulty *f, struct group *g)
 {
+	if (f->walk)
+		group_cut(g, turn(g));
 	return target_submit(f->over, f->over_target, g, g->iod);
 }
 
@@ -73,15 +86,14 @@ static int cut(const struct faulty *f, const struct group *g,
 	return res;
 }
 
-/*
- * A request that starts at sector n is cut after n bytes, modulo a member's
- * length: whoever goes over the disk in sectors meets a cut at every byte.
- */
+/* Direct I/O has moved whole blocks. */
 static int cut_in_turn(const struct group *g, const struct member *m, int res)
 {
-	uint64_t at = g->iod->start_sector % m->len;
+	uint64_t at = turn(g);
 
-	return at && at < (uint64_t)res ? (int)at : res;
+	if (at <= m->buf || at - m->buf >= (uint64_t)res)
+		return res;
+	return (int)(at - m->buf);
 }
 
 static int spoil(const struct faulty *f, const struct group *g,

@@ -18,7 +18,7 @@ struct faulty {
 	uint64_t seed;
 	uint64_t short_by_block; /* a transfer ends early, in whole blocks */
 	uint64_t short_by_byte; /* and at any byte */
-	bool walk; /* a member's first transfer ends where its request says */
+	bool walk; /* a transfer is cut where the place of its request says */
 	uint64_t again; /* it says that it should be tried again */
 	uint64_t error; /* a request fails before it is served */
 	int error_number; /* with this, -errno */

@@ -211,7 +211,8 @@ def test_a_read_that_falls_short_at_any_byte_shows_only_what_the_backing_holds(
             sectors = places(REQUEST, STEP if over == "loop" else 31 * STEP)
             for at in sectors:
                 assert reader.direct(at * SECTOR, REQUEST)
-            assert short_members(node) >= len(sectors) - 1  # sector 0 is cut after 0 bytes: not
+            # but for sector 0, and for cuts where two members of a stripe meet
+            assert short_members(node) > 0.9 * len(sectors)
             for at in range(8, REQUEST, 8 * 37 * STEP):
                 assert reader.cached(at * SECTOR, REQUEST)
             for path in disk.paths[:-1] if over == "mirror" else ():
@@ -238,7 +239,7 @@ def test_direct_io_that_falls_short_shows_only_what_the_backing_holds(scratch: P
             with device("faulty", *words) as node, reading(node, data) as reader:
                 for at in places(REQUEST, 61 * STEP):
                     assert reader.direct(at * SECTOR, REQUEST)
-                for end in reversed(places(REQUEST, REQUEST)):
+                for end in (8191, 4097, 513, 512, 511, 1):
                     os.truncate(path, 64 * KIB + end)
                     # ext4 reads the whole of the last block, and has zeroes behind the end
                     reader.data = data[: 64 * KIB + end].ljust(len(data), b"\0")
@@ -250,13 +251,13 @@ def test_direct_io_that_falls_short_shows_only_what_the_backing_holds(scratch: P
 def test_reads_of_every_size_amid_all_faults_show_nothing_foreign(scratch: Path) -> None:
     disk = Disk(scratch, "loop", 8 * MIB)
     dice = random.Random(1)
-    faults = ["--short", "0.4", "--odd", "0.4", "--again", "0.2", "--error", "EIO:0.2"]
+    faults = ["--short", "0.4", "--odd", "0.4", "--again", "0.2", "--error", "EIO:0.4"]
     for lease in leases():
         words = ["--over", "loop", *disk.words, *faults, "--lease", lease]
         with device("faulty", *words) as node, reading(node, disk.data) as reader:
             for read, block in ((reader.direct, SECTOR), (reader.cached, 4 * KIB)):
                 reader.done = reader.failed = 0
-                for size in [4 * KIB << n for n in range(8)] * 8:
+                for size in [4 * KIB << n for n in range(8)] * 4:
                     read(dice.randrange(0, len(disk.data) - size + 1, block), size)
                 assert reader.done > 5
                 assert reader.failed > 5

@@ -305,6 +305,7 @@ void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 	g->size = iod_bytes(iod);
 	g->covered = 0;
 	g->limit = UINT64_MAX;
+	g->cut_at = 0;
 	g->error = 0;
 	g->answered = false;
 	g->has_data = false;

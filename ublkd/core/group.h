@@ -62,6 +62,13 @@ int group_recv_memory(struct group *g, uint16_t file, void *memory,
 int group_recv_expected(struct group *g, uint16_t file, void *memory,
 			uint32_t len, const void *expected);
 
+/*
+ * Before members are added, for tests: the transfer that would move byte `at`
+ * of the request ends before it the first time; with direct I/O at the next
+ * place that it takes. 0: none does.
+ */
+void group_cut(struct group *g, uint64_t at);
+
 /* Waits; on_cqe() excuses the member and goes on. */
 int group_delay(struct group *g, uint64_t ns);
 

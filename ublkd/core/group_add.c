@@ -202,6 +202,11 @@ int group_recv_expected(struct group *g, uint16_t file, void *memory,
 						.len = len });
 }
 
+void group_cut(struct group *g, uint64_t at)
+{
+	g->cut_at = at;
+}
+
 void group_excuse(struct group *g, unsigned int index)
 {
 	g->members[index].excused = true;

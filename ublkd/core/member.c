@@ -39,6 +39,19 @@ uint32_t member_next_bytes(const struct group *g, const struct member *m)
 	return (uint32_t)rest;
 }
 
+/* Of a READ or WRITE: less than the rest where group_cut() said so. */
+static uint32_t issued_bytes(const struct group *g, const struct member *m)
+{
+	uint32_t rest = member_next_bytes(g, m);
+	uint64_t cut;
+
+	if (g->cut_at <= m->buf || m->done)
+		return rest;
+	cut = g->cut_at - m->buf + g->env->align - 1;
+	cut -= cut % g->env->align;
+	return cut < rest ? (uint32_t)cut : rest;
+}
+
 static void prep_transfer(struct group *g, const struct member *m,
 			  struct io_uring_sqe *sqe)
 {
@@ -47,7 +60,7 @@ static void prep_transfer(struct group *g, const struct member *m,
 	if (member_carries_data(m)) {
 		lease_bind(g->env->leases, &g->lease, g->tag, sqe,
 			   m->op == MEMBER_WRITE, m->buf + at,
-			   member_next_bytes(g, m));
+			   issued_bytes(g, m));
 	} else {
 		sqe->opcode = IORING_OP_WRITE;
 		sqe->addr = (__u64)(uintptr_t)g->env->zeroes;

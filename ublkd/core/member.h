@@ -78,6 +78,7 @@ struct group {
 	uint64_t size; /* bytes of the request */
 	uint64_t covered; /* [0, covered) has members, without a gap */
 	uint64_t limit; /* no byte at or beyond it counts as moved */
+	uint64_t cut_at; /* of group_cut() */
 	int error; /* the first one */
 	int answer; /* of group_complete() */
 	uint64_t began; /* ns */
