@@ -14,7 +14,7 @@ LAB   = $(PYTHON) -m tests.lab
 SOURCES := pyproject.toml meson.build meson.options LICENSE \
 	$(wildcard ublkd/*.py ublkd/*.pyi ublkd/cli/*.py ublkd/target/*.py ublkd/core/* targets/* targets/*/*)
 
-C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] tests/core/*.[ch])
+C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] tests/core/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

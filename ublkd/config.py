@@ -105,6 +105,17 @@ def _seconds(option: Option, text: str) -> float:
     return seconds
 
 
+def _wait(option: Option, text: str) -> float | str:
+    """Seconds, or ``inf``: a text, which every file format has."""
+    if text in ("inf", "0"):
+        return text if text == "inf" else 0.0
+    try:
+        return _seconds(option, text)
+    except UsageError as error:
+        hint = f"{error.hint}; 0 for not at all, inf for ever"
+        raise UsageError(error.message, hint=hint) from error
+
+
 MAX_IO = Option(
     name="max-io",
     help="bytes of the largest request",
@@ -141,6 +152,10 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
         return _size(option, raw)
     if option.kind == "seconds":
         return _seconds(option, raw)
+    if option.kind == "wait":
+        return _wait(option, raw)
+    if option.kind == "number":
+        return _number(option.name, raw, option.minimum, option.maximum)
     if option.kind == "path":
         if not raw:
             raise UsageError(f"--{option.name} is empty", hint="give a path")
@@ -150,7 +165,7 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
             f"--{option.name} {printable(raw)!r} is none of its choices",
             hint="one of " + ", ".join(option.choices),
         )
-    return raw
+    return option.kept(raw) if option.kept else raw
 
 
 def parse_options(

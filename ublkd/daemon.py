@@ -53,9 +53,9 @@ def _open_target(config: DeviceConfig) -> Target:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor that becomes readable when SIGTERM or SIGINT arrives."""
+    """A descriptor from which the numbers of the signals can be read that have arrived."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    chosen = [signal.SIGTERM, signal.SIGINT]
+    chosen = [signal.SIGTERM, signal.SIGINT, manage.STOPPING]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
         chosen.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in chosen}
@@ -119,11 +119,14 @@ def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
 
 
 def _wait(disk: Device, signalled: int) -> None:
-    """Until a signal arrives or the queues end."""
+    """Until a signal arrives that means the end, or the queues end."""
     while not disk.wait(0):
         woken, _, _ = select.select([signalled, disk.ended_fd], [], [], POLL_SECONDS)
-        if signalled in woken:
+        if signalled not in woken:
+            continue
+        if any(number != manage.STOPPING for number in os.read(signalled, 4096)):
             return
+        disk.stopping()
 
 
 # --- in the background ----------------------------------------------------------------------

@@ -145,6 +145,11 @@ class Device:
     ) -> None:
         self._unwind(self._undo, kind, error, trace)
 
+    def stopping(self) -> None:
+        """The disk is about to go: what waits for something that may never come shall not."""
+        if hook := getattr(self._target, "stopping", None):
+            hook()
+
     def leave(self) -> None:
         """Let the device stay in the driver after ``__exit__``: whoever stopped it deletes it."""
         self._left = True
@@ -165,9 +170,9 @@ class Device:
             try:
                 info = self._control.add_dev(
                     dev_id=ANY_ID if config.id is None else config.id,
-                    queues=min(config.queues, self._target.params.max_queues or config.queues),
+                    queues=self._nr_queues(),
                     depth=config.depth,
-                    max_io=config.max_io,
+                    max_io=min(config.max_io, self._target.params.max_io or config.max_io),
                     flags=self._features.flags,
                     cookie=self._cookie,
                 )
@@ -179,6 +184,10 @@ class Device:
                 self._control.del_dev(info.id)
                 raise
         return info
+
+    def _nr_queues(self) -> int:
+        asked, params = self._config.queues, self._target.params
+        return params.queues or min(asked, params.max_queues or asked)
 
     def _check_name(self, name: str) -> None:
         for dev_id in self._states.ids():
@@ -263,7 +272,7 @@ class Device:
                 lease=self._features.lease,
                 lease_slots=slots,
                 max_members=self._target.params.max_members,
-                files=self._target.files(),
+                files=[*self._target.files(), *[-1] * self._target.params.streams],
                 native=native,
                 fixed_streams=fixed_streams,
                 stats=counter,
@@ -299,6 +308,7 @@ class Device:
         """Stop the device, which ends the queues, and wait for their threads."""
         if not self._queues:
             return
+        self.stopping()
         if all(queue.ended for queue in self._queues):
             # what they left unanswered only the driver can fail, once nobody serves
             self._close_char_device()

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import select
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from ublkd.uapi import DevState, Feature
 
 CHAR_CLASS = Path("/sys/class/ublk-char")
 GONE_SECONDS = 30
+
+STOPPING = signal.SIGUSR2
+"""Tells a daemon that its device is about to be stopped: the driver cannot do that before the last
+request has ended, and says nothing to those who serve.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +167,7 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
     with _watch(device.info.pid) as daemon:
         try:
             if force or Feature.SAFE_STOP_DEV not in device.info.flags:
+                _tell(daemon)
                 control.stop_dev(device.info.id)
             else:
                 control.try_stop_dev(device.info.id)
@@ -188,6 +195,7 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     free = True
     try:
         with _watch(device.info.pid) as daemon:
+            _tell(daemon)
             control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
@@ -221,6 +229,12 @@ def _watch(pid: int) -> Any:
     finally:
         if fd is not None:
             os.close(fd)
+
+
+def _tell(daemon: int | None) -> None:
+    if daemon is not None:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(daemon, STOPPING)
 
 
 def _wait_gone(daemon: int | None, device: Found) -> None:

@@ -17,7 +17,9 @@ from ublkd.target import Native, NativeTarget, Option, OptionValue, Params
 from ublkd.target.bridge import serving
 
 KINDS = get_args(get_type_hints(Option)["kind"])
-DEFAULTS: Mapping[str, type] = {"size": int, "seconds": float, "flag": bool}  # the others are texts
+DEFAULTS: Mapping[str, type] = {
+    "size": int, "number": int, "seconds": float, "wait": float, "flag": bool,
+}  # the others are texts  # fmt: skip
 OPTION_NAME = re.compile("[a-z][a-z0-9-]*")
 
 
@@ -140,6 +142,8 @@ def _wrong(option: Option) -> str:
         return f"is of the unknown kind {printable(str(option.kind))!r}"
     if option.multiple and option.kind not in ("text", "path"):
         return f"is of kind {option.kind} and cannot be given many times"
+    if option.kept is not None and (option.kind != "text" or not callable(option.kept)):
+        return "has something in kept that cannot be"
     if option.kind == "choice" and not _texts(option.choices):
         return "has no choices"
     numbers = (option.minimum, option.maximum, option.multiple_of)

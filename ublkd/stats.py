@@ -18,6 +18,8 @@ OPS = ("read", "write", "flush", "discard", None, "write_zeroes")
 GAUGES = (
     "failed_files",
     "in_flight",
+    "lost_connections",
+    "without_connection",
     "short_members",
     "again_members",
     "requeues",

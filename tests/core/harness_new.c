@@ -18,7 +18,7 @@ static int alloc(struct fake *f)
 	size_t depth = f->cfg.depth;
 	size_t all = depth * f->cfg.max_members;
 
-	f->groups = calloc(depth, sizeof(*f->groups));
+	f->groups = calloc(depth + 1, sizeof(*f->groups));
 	f->iods = calloc(depth, sizeof(*f->iods));
 	f->serving = calloc(depth, sizeof(*f->serving));
 	f->results = calloc(depth, sizeof(*f->results));
@@ -70,6 +70,7 @@ static int open_ring(struct fake *f)
 	for (uint32_t i = 0; i < f->cfg.nr_files; i++)
 		files[i + 1] = f->cfg.files[i];
 	f->env.ops = f->cfg.ops;
+	f->env.groups = f->groups;
 	ret = group_env_init(&f->env, f->cfg.depth, files, nr);
 	if (ret == 0)
 		ret = ring_init(&f->ring, f->cfg.sqes, cqes, files, nr);

@@ -60,7 +60,7 @@ def test_the_help_of_all_names_every_command() -> None:
 
 
 def test_the_help_of_add_names_the_targets_and_with_one_its_options() -> None:
-    assert "Targets: concat, faulty, loop, mirror, null, stripe" in ublkd("add", "-h").stdout
+    assert "Targets: concat, faulty, loop, mirror, nbd, null, stripe" in ublkd("add", "-h").stdout
     told = ublkd("add", "-t", "loop", "-h").stdout
     assert "--file PATH" in told
     assert "--direct-io auto|on|off" in told

@@ -217,7 +217,12 @@ def test_the_daemon_is_waited_for_and_named_when_it_does_not_end(
 
     monkeypatch.setattr(manage, "GONE_SECONDS", 0.05)
     before = open_fds()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    daemon = "import signal; signal.pthread_sigmask(0, [12]); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", daemon], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
         machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, pid=process.pid)
         with pytest.raises(UblkdError, match=f"process {process.pid}") as caught:
             act()

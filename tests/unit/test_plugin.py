@@ -146,7 +146,7 @@ def odd_option(**fields: Any) -> Option:
         ((odd_option(name=None),), "has a name that is not"),
         ((odd_option(name="help"),), "every command has already"),
         ((odd_option(help=None),), "has no text for its help"),
-        ((odd_option(kind="number"),), "is of the unknown kind 'number'"),
+        ((odd_option(kind="colour"),), "is of the unknown kind 'colour'"),
         ((odd_option(kind=None),), "is of the unknown kind 'None'"),
         ((odd_option(kind=[]),), "is of the unknown kind"),
         ((odd_option(kind="flag", multiple=True),), "cannot be given many times"),

@@ -45,7 +45,9 @@ def cli() -> None:
 METAVARS = {
     "path": "PATH",
     "size": "BYTES",
+    "number": "N",
     "seconds": "SECONDS",
+    "wait": "SECONDS",
     "text": "TEXT",
     "target": "NAME",
 }

@@ -7,6 +7,7 @@
 #include "lease.h"
 #include "loop.h"
 #include "mirror.h"
+#include "nbd/links.h"
 #include "null.h"
 #include "queue.h"
 #include "stats.h"

@@ -114,8 +114,12 @@ static int result_of(struct group *g)
 
 static void finish(struct group *g)
 {
-	int result = result_of(g);
+	const struct ublkd_target_ops *ops = g->env->ops;
+	int result;
 
+	if (ops->keep && ops->keep(g->env->target, g))
+		return;
+	result = result_of(g);
 	lease_release(g->env->leases, &g->lease, g->tag);
 	g->env->commit(g, result);
 }
@@ -179,6 +183,15 @@ static struct member *whose(struct lane_turn *t)
 	return (struct member *)((char *)t - offsetof(struct member, turn));
 }
 
+/* The end of a member, unless it has an answer of its own to give. */
+static void over(struct group *g, struct member *m, int res)
+{
+	if (g == g->env->own->group)
+		own_over(g->env, m, res);
+	else
+		group_member_over(g);
+}
+
 /* What stands in line behind a broken stream would never be understood. */
 static void turn_away(struct lane *lane, enum lane_way way, struct lane_turn *t)
 {
@@ -188,7 +201,7 @@ static void turn_away(struct lane *lane, enum lane_way way, struct lane_turn *t)
 
 		t = lane_leave(lane, way);
 		group_fail(g, lane->error, member_carries_data(m) ? m->buf : 0);
-		group_member_over(g);
+		over(g, m, lane->error);
 	}
 }
 
@@ -248,7 +261,11 @@ void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 	}
 	if (member_on_lane(m))
 		leave_lane(g, m, verdict == FAILED, res);
-	group_member_over(g);
+	if (verdict == DONE)
+		res = (int)m->done;
+	else if (res >= 0)
+		res = -ECONNRESET;
+	over(g, m, res);
 }
 
 /* --- requests ---------------------------------------------------------- */
@@ -295,14 +312,8 @@ static void begin_members(struct group *g, int ret)
 	group_member_over(g);
 }
 
-void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
-		 uint64_t now_ns)
+static void clear(struct group *g)
 {
-	struct group_env *env = g->env;
-	int ret;
-
-	g->iod = iod;
-	g->size = iod_bytes(iod);
 	g->covered = 0;
 	g->limit = UINT64_MAX;
 	g->cut_at = 0;
@@ -311,6 +322,25 @@ void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
 	g->has_data = false;
 	g->nr_members = 0;
 	g->nr_pending = 0;
+}
+
+void group_restart(struct group *g)
+{
+	clear(g);
+	g->nr_pending++;
+	submit(g);
+	group_member_over(g);
+}
+
+void group_begin(struct group *g, const struct ublksrv_io_desc *iod,
+		 uint64_t now_ns)
+{
+	struct group_env *env = g->env;
+	int ret;
+
+	g->iod = iod;
+	g->size = iod_bytes(iod);
+	clear(g);
 	g->began = now_ns;
 	stats_begin(env->stats, iod->op_flags);
 

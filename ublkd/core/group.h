@@ -98,6 +98,12 @@ void group_complete(struct group *g, int answer);
  */
 void group_abandon(struct group *g, int err);
 
+/* What has failed so far, -errno, or 0. */
+int group_error(const struct group *g);
+
+/* For a request that ops->keep() has kept: as if it had just arrived. */
+void group_restart(struct group *g);
+
 /*
  * For an answer that comes by another road: the request is not over before
  * the drop that belongs to the hold. Both in the queue's thread.
@@ -145,7 +151,19 @@ void groups_turn(struct group_env *env);
 /* Becomes readable when other threads have answered; -1: none ever does. */
 int groups_wake_fd(const struct group_env *env);
 
-/* It was read: what they have answered ends. */
+/* It was read: what they have answered ends, and the target hears of it. */
 void groups_answered(struct group_env *env);
+
+/* The target's own part of a queue begins; 0 or -errno. */
+int groups_start(struct group_env *env);
+
+/* It shall end: what it has under way is broken off. */
+void groups_break(struct group_env *env);
+
+/* Whether something of it is still under way. */
+bool groups_busy(const struct group_env *env);
+
+/* It is not, and ends: ops->end(). With a broken ring it stays as it is. */
+void groups_end(struct group_env *env);
 
 #endif

@@ -231,6 +231,11 @@ void group_complete(struct group *g, int answer)
 		group_fail(g, answer, 0);
 }
 
+int group_error(const struct group *g)
+{
+	return g->error;
+}
+
 void group_abandon(struct group *g, int err)
 {
 	group_fail(g, err, 0);

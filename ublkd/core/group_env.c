@@ -24,8 +24,10 @@ int group_env_init(struct group_env *env, uint16_t depth, const int *files,
 	env->batch = calloc(depth, sizeof(*env->batch));
 	env->lanes = lanes_new(files, nr_files);
 	env->nr_lanes = nr_files;
+	env->own = own_new(env, depth);
 	env->late = late ? late_new() : NULL;
-	return env->zeroes && env->batch && env->lanes && (env->late || !late)
+	return env->zeroes && env->batch && env->lanes && env->own &&
+			       (env->late || !late)
 		       ? 0
 		       : -ENOMEM;
 }
@@ -33,6 +35,7 @@ int group_env_init(struct group_env *env, uint16_t depth, const int *files,
 void group_env_deinit(struct group_env *env)
 {
 	late_free(env->late);
+	free(env->own);
 	lanes_free(env->lanes, env->nr_lanes);
 	free(env->batch);
 	if (env->zeroes)

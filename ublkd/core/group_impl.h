@@ -3,11 +3,12 @@
 #ifndef UBLKD_GROUP_IMPL_H
 #define UBLKD_GROUP_IMPL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
-struct group;
-struct group_env;
-struct lane;
+#include "member.h"
+#include "own.h"
+
 struct late;
 
 /* group_late.c: NULL without memory or descriptors. */
@@ -19,6 +20,24 @@ void late_free(struct late *l);
  * this often without moving a byte in between has failed.
  */
 #define MAX_AGAIN 128
+
+/*
+ * What a target has of its own on a queue: a group that leads no request, with
+ * the tag behind the last one. own.c
+ */
+struct own {
+	struct group *group;
+	struct member members[OWN_MEMBERS];
+	uint16_t depth;
+	bool started; /* ops->start() has been called, and ops->end() not */
+	bool ending; /* nothing of it is told any more */
+};
+
+/* NULL without memory; free() it. */
+struct own *own_new(struct group_env *env, uint16_t depth);
+
+/* The end of one of its members. */
+void own_over(struct group_env *env, struct member *m, int res);
 
 /* No byte from `limit` on counts as moved. */
 void group_end_at(struct group *g, uint64_t limit);

@@ -65,6 +65,11 @@ int groups_wake_fd(const struct group_env *env)
 	return env->late ? env->late->wake_fd : -1;
 }
 
+void own_wake(struct own *o)
+{
+	(void)eventfd_write(o->group->env->late->wake_fd, 1);
+}
+
 void group_answer(struct group *g, int answer)
 {
 	struct late *l = g->env->late;
@@ -110,4 +115,6 @@ void groups_answered(struct group_env *env)
 		while (n--)
 			group_member_over(g);
 	}
+	if (env->ops->on_wake)
+		env->ops->on_wake(env->target);
 }

@@ -55,6 +55,25 @@ void lanes_free(struct lane *lanes, uint32_t n)
 	free(lanes);
 }
 
+int lane_attach(struct lane *l, int fd)
+{
+	int mine;
+
+	if (!is_stream(fd))
+		return -ENOTSOCK;
+	if (l->lines[LANE_SEND].first || l->lines[LANE_RECV].first)
+		return -EBUSY;
+	mine = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (mine < 0)
+		return -errno;
+	if (l->fd >= 0)
+		close(l->fd);
+	make_blocking(fd);
+	l->fd = mine;
+	l->error = 0;
+	return 0;
+}
+
 bool lane_enter(struct lane *l, enum lane_way way, struct lane_turn *t)
 {
 	struct lane_line *line = &l->lines[way];

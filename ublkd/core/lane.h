@@ -38,6 +38,9 @@ struct lane {
 struct lane *lanes_new(const int *files, uint32_t n);
 void lanes_free(struct lane *lanes, uint32_t n);
 
+/* A new socket for a lane that is broken or was none; -errno. */
+int lane_attach(struct lane *l, int fd);
+
 /* Stands in line; whether it is its turn at once. */
 bool lane_enter(struct lane *l, enum lane_way way, struct lane_turn *t);
 

@@ -94,6 +94,21 @@ static void prep_stream(struct group *g, const struct member *m,
 			  m->buf + m->done, len, flags);
 }
 
+static uint64_t user_data(const struct group *g, unsigned int index)
+{
+	return (uint64_t)index << 16 | g->tag;
+}
+
+void member_cancel(struct group *g, unsigned int index)
+{
+	struct io_uring_sqe *sqe = ring_sqe(g->env->ring);
+
+	sqe->opcode = IORING_OP_ASYNC_CANCEL;
+	sqe->fd = -1;
+	sqe->addr = user_data(g, index);
+	sqe->user_data = UD_LEND | UD_UNLEND; /* nobody hears of it */
+}
+
 void member_issue(struct group *g, unsigned int index)
 {
 	const struct member *m = &g->members[index];
@@ -144,5 +159,5 @@ void member_issue(struct group *g, unsigned int index)
 	}
 	if (m->again) /* let a kernel worker do the waiting */
 		sqe->flags |= IOSQE_ASYNC;
-	sqe->user_data = (uint64_t)index << 16 | g->tag;
+	sqe->user_data = user_data(g, index);
 }

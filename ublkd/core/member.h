@@ -63,6 +63,8 @@ struct group_env {
 	uint32_t nr_lanes;
 	struct group **batch; /* what this turn has brought for submit_all() */
 	uint32_t nr_batch;
+	struct group *groups; /* one per tag, and that of `own` */
+	struct own *own; /* what the target does of its own accord */
 	struct late *late; /* what other threads answer; NULL: they do not */
 	/* Hands a result that obeys the rules to the kernel. */
 	void (*commit)(struct group *g, int result);
@@ -113,5 +115,8 @@ uint32_t member_next_bytes(const struct group *g, const struct member *m);
 
 /* Issues it, for the first time or for what it has not moved yet. */
 void member_issue(struct group *g, unsigned int index);
+
+/* Its completion comes soon, with -ECANCELED if it was in time. */
+void member_cancel(struct group *g, unsigned int index);
 
 #endif

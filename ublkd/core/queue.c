@@ -198,7 +198,9 @@ static int map_iods(struct queue *q)
 
 static int set_up(struct queue *q)
 {
-	unsigned int ops = q->cfg.depth * queue_cqes_per_tag(&q->cfg) + 1;
+	/* and one to be woken by, and the target's own with their cancels */
+	unsigned int ops = q->cfg.depth * queue_cqes_per_tag(&q->cfg) + 1 +
+			   2 * OWN_MEMBERS;
 	int ret;
 
 	ret = ring_init(&q->ring, ops, ops, q->files, q->cfg.nr_files + 1);
@@ -219,9 +221,19 @@ exit_ring:
 	return ret;
 }
 
+/* What the target has under way of its own uses its memory. */
+static void end_own(struct queue *q)
+{
+	groups_break(&q->env);
+	while (groups_busy(&q->env) && !ring_submit_and_wait(&q->ring))
+		reap(q);
+}
+
 static void tear_down(struct queue *q)
 {
+	end_own(q);
 	ring_deinit(&q->ring);
+	groups_end(&q->env);
 	munmap((void *)(uintptr_t)q->iods, q->iods_bytes);
 	/* the ring ends behind our back: what its members use must stay */
 	if (!q->nr_serving)
@@ -263,6 +275,11 @@ int queue_run(struct queue *q)
 {
 	int ret = set_up(q);
 
+	if (ret == 0) {
+		ret = groups_start(&q->env);
+		if (ret < 0)
+			tear_down(q);
+	}
 	if (ret == 0) {
 		fetch_all(q);
 		if (!q->error) {

@@ -11,6 +11,7 @@
 #include <stddef.h>
 
 #include "group.h"
+#include "own.h"
 #include "queue.h"
 #include "ring.h"
 
@@ -37,7 +38,7 @@ struct queue {
 	struct ring ring;
 	struct lease_table leases;
 	struct group_env env;
-	struct group *groups; /* one per tag */
+	struct group *groups; /* one per tag, and the target's own */
 	struct member *members; /* max_members per tag */
 	uint8_t *tags; /* enum tag_state */
 	struct commit *commits; /* one per tag */

@@ -57,7 +57,7 @@ static int alloc(struct queue *q)
 	size_t depth = q->cfg.depth;
 
 	q->files = calloc(q->cfg.nr_files + 1, sizeof(*q->files));
-	q->groups = calloc(depth, sizeof(*q->groups));
+	q->groups = calloc(depth + 1, sizeof(*q->groups));
 	q->members = calloc(depth * q->cfg.max_members, sizeof(*q->members));
 	q->tags = calloc(depth, sizeof(*q->tags));
 	q->commits = calloc(depth, sizeof(*q->commits));
@@ -80,6 +80,7 @@ static void wire(struct queue *q)
 	q->leases.slots = cfg->lease_slots;
 	q->leases.max_io = cfg->max_io;
 	q->leases.fixed_streams = cfg->fixed_streams;
+	q->env.groups = q->groups;
 	q->env.ring = &q->ring;
 	q->env.leases = &q->leases;
 	q->env.stats = cfg->stats;
@@ -134,7 +135,7 @@ int queue_new(const struct queue_config *cfg, struct queue **out)
 void queue_free(struct queue *q)
 {
 	/* with the ring broken somebody may still hold a request */
-	if (!q || q->nr_serving)
+	if (!q || q->nr_serving || (q->env.own && groups_busy(&q->env)))
 		return;
 	group_env_deinit(&q->env);
 	free(q->commits);

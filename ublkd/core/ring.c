@@ -63,6 +63,13 @@ void ring_deinit(struct ring *r)
 	io_uring_queue_exit(&r->uring);
 }
 
+int ring_set_file(struct ring *r, unsigned int slot, int fd)
+{
+	int ret = io_uring_register_files_update(&r->uring, slot, &fd, 1);
+
+	return ret < 0 ? ret : 0;
+}
+
 static bool passing(int ret)
 {
 	return ret == -EINTR || ret == -EAGAIN || ret == -EBUSY;

@@ -22,6 +22,9 @@ int ring_init(struct ring *r, unsigned int sqes, unsigned int cqes,
 	      const int *files, unsigned int nr_files);
 void ring_deinit(struct ring *r);
 
+/* Another file in a fixed slot; what is under way keeps the one it had. */
+int ring_set_file(struct ring *r, unsigned int slot, int fd);
+
 /*
  * A cleared SQE. Cannot fail: with the queue full it submits what is there.
  * If even that is impossible, r->error is set and the SQE goes nowhere.

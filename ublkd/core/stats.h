@@ -24,6 +24,8 @@ struct queue_stats {
 	uint64_t fua; /* requests that had to be durable when they ended */
 	uint64_t failed_files; /* bit n: fixed file n, done without */
 	uint64_t in_flight;
+	uint64_t lost_connections;
+	uint64_t without_connection; /* 1: at the moment there is none */
 	uint64_t latency[STATS_OPS][STATS_BUCKETS];
 };
 

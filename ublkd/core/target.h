@@ -8,11 +8,13 @@
 #ifndef UBLKD_TARGET_H
 #define UBLKD_TARGET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "uapi.h"
 
 struct group;
+struct own;
 
 #define UBLKD_TARGET_ABI 1
 
@@ -43,6 +45,22 @@ struct ublkd_target_ops {
 	 */
 	int (*on_cqe)(void *target, struct group *g, unsigned int member,
 		      int res);
+	/*
+	 * A queue begins, in its thread, before its first request, and ends
+	 * behind its last one. What is stored in *mine is what all functions
+	 * get as `target` in between. 0 or -errno. See own.h.
+	 */
+	int (*start)(void *target, struct own *own, void **mine);
+	void (*end)(void *target);
+	/* Another thread has called own_wake(). */
+	void (*on_wake)(void *target);
+	/* What own.h began under this id has ended. */
+	void (*on_own)(void *target, unsigned int id, int res);
+	/*
+	 * A request is about to be answered. True: it is not, and its pages
+	 * stay lent until group_restart() submits it once more.
+	 */
+	bool (*keep)(void *target, struct group *g);
 };
 
 /* For a target that stands before another one. */

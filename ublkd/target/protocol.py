@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -21,14 +21,17 @@ class Option:
     """One option of a target, ``--name`` on the command line.
 
     ``kind`` says how it is parsed: ``path`` becomes absolute, ``size`` takes suffixes and becomes
-    bytes, ``seconds`` may have a fraction and are more than 0, ``flag`` takes no value, ``target``
-    names another target, whose options join these.
-    ``minimum`` and ``maximum`` are for sizes, in bytes.
+    bytes, ``number`` is a count, ``seconds`` may have a fraction and are more than 0, ``wait`` is
+    the same or 0 or the text ``inf``, ``flag`` takes no value, ``target`` names another target,
+    whose options join these.
+    ``minimum`` and ``maximum`` are for sizes, in bytes, and for numbers.
     """
 
     name: str
     help: str
-    kind: Literal["text", "path", "size", "seconds", "flag", "choice", "target"] = "text"
+    kind: Literal[
+        "text", "path", "size", "number", "seconds", "wait", "flag", "choice", "target"
+    ] = "text"
     required: bool = False
     multiple: bool = False  # of kind text or path only
     default: OptionValue = None
@@ -37,6 +40,9 @@ class Option:
     maximum: int = (1 << 63) - 1
     power_of_two: bool = False
     multiple_of: int = 1
+    kept: Callable[[str], str] | None = None
+    """Of a text: makes it what is kept and shown, in the folder where it was given, or raises
+    UsageError."""
 
     @property
     def key(self) -> str:
@@ -78,7 +84,10 @@ class Params:
     max_discard: int = 0
     max_write_zeroes: int = 0
     max_members: int = 1  # that one request may need
+    queues: int = 0  # 0: as many as are asked for; else so many, whatever is asked for
     max_queues: int = 0  # 0: any number; 1 for one with a socket, which no two queues may share
+    max_io: int = 0  # bytes that one request may have; 0: any number
+    streams: int = 0  # fixed files behind files() that native code fills with sockets
     zero_copy_sends: bool = False  # it uses them; each takes two completions
     in_memory: bool = False  # requests' bytes must be in the daemon's memory: nothing is lent
 

@@ -140,7 +140,7 @@ def test_the_time_is_an_option(tmp_path: Path) -> None:
         (["nbd", "info", "nbd://h", "--tls-certificates", "/x"], "--tls-certificates"),
         (["nbd", "info", "nbd://h", "--open-timeout", "-1"], "--open-timeout"),
         (["nbd", "serve", "nbd://h"], "serve"),
-        (["add", "--target", "nbd", "--uri", "nbd://h"], "nbd"),
+        (["add", "--target", "nbd", "--uri", "disk.img"], "not a URI"),
     ],
 )
 def test_wrong_words_are_one_line_that_names_them(words: list[str | bytes], named: str) -> None:

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A link's connection, in its queue's thread: how it is had, lost and had
+ * again, and what becomes of the requests meanwhile. All that was sent and
+ * not answered whole is kept, and sent from its beginning over the next
+ * connection: nobody knows how far the server came.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "group.h"
+#include "links_impl.h"
+#include "own.h"
+#include "stats.h"
+
+static void tell_state(struct link *l, enum nbd_state state)
+{
+	l->state = state;
+	pthread_mutex_lock(&l->disk->lock);
+	l->told.state = state;
+	pthread_mutex_unlock(&l->disk->lock);
+}
+
+/* --- losing a connection ----------------------------------------------- */
+
+/* Nothing of the old connection is under way any more. */
+static bool is_quiet(const struct link *l)
+{
+	return !l->nr_active && !l->receiving;
+}
+
+/* A connection that waits for this has its turn, once this turn is over. */
+void link_look_again(const struct link *l)
+{
+	if (l->next_fd >= 0 && is_quiet(l))
+		own_wake(l->own);
+}
+
+void link_lose(struct link *l, enum nbd_loss why, int err)
+{
+	uint16_t depth = own_depth(l->own);
+
+	if (l->state != NBD_CONNECTED)
+		return;
+	l->state = NBD_WAITING;
+	pthread_mutex_lock(&l->disk->lock);
+	l->told.state = NBD_WAITING;
+	l->told.loss = why;
+	l->told.err = err;
+	l->told.losses++;
+	pthread_mutex_unlock(&l->disk->lock);
+	own_stats(l->own)->lost_connections++;
+	own_stats(l->own)->without_connection = 1;
+	own_break(l->own, NBD_SOCKET, -ECONNABORTED);
+	for (uint16_t tag = 0; tag < depth; tag++) {
+		struct slot *s = &l->slots[tag];
+		bool held = s->state == SLOT_SENT;
+
+		if (!held && s->state != SLOT_RECEIVING)
+			continue;
+		s->state = SLOT_LOST;
+		if (held)
+			group_drop(own_group(l->own, tag));
+	}
+	(void)eventfd_write(l->disk->cfg.lost_fd, 1);
+}
+
+/* Every request that is kept is submitted once more. */
+static void submit_kept(struct link *l)
+{
+	uint16_t depth = own_depth(l->own);
+
+	for (uint16_t tag = 0; tag < depth; tag++) {
+		if (l->slots[tag].state != SLOT_KEPT)
+			continue;
+		l->slots[tag].state = SLOT_FREE;
+		l->nr_kept--;
+		group_restart(own_group(l->own, tag));
+	}
+	link_count(l);
+}
+
+/* ops->keep: a request would be answered now. */
+bool link_keep(void *target, struct group *g)
+{
+	struct link *l = target;
+	struct slot *s = link_slot(l, g);
+	bool kept = false;
+
+	if (s->state == SLOT_FREE) /* it never came this far */
+		return false;
+	/* what failed was not the server's answer, but the socket */
+	if (s->state != SLOT_LOST && !s->refused && group_error(g)) {
+		link_lose(l, NBD_LOST_SOCKET, group_error(g));
+		s->state = SLOT_LOST;
+	}
+	l->nr_active--;
+	if (s->state != SLOT_LOST) {
+		__atomic_store_n(&l->told.ended, l->told.ended + 1,
+				 __ATOMIC_RELAXED);
+		s->state = SLOT_FREE;
+	} else if (l->state == NBD_FAILING) {
+		group_complete(g, -EIO);
+		s->state = SLOT_FREE;
+	} else {
+		s->state = SLOT_KEPT;
+		l->nr_kept++;
+		kept = true;
+	}
+	link_count(l);
+	link_look_again(l);
+	return kept;
+}
+
+/* --- the keeper's wishes ----------------------------------------------- */
+
+/* The connection that waits has been used, or is put aside for another. */
+static void next_is(struct link *l, int fd)
+{
+	if (l->next_fd >= 0) {
+		close(l->next_fd);
+		pthread_mutex_lock(&l->disk->lock);
+		l->told.attached++;
+		pthread_mutex_unlock(&l->disk->lock);
+	}
+	l->next_fd = fd;
+}
+
+static void connect_next(struct link *l)
+{
+	int ret;
+
+	if (l->next_fd < 0 || l->state == NBD_CONNECTED || !is_quiet(l))
+		return;
+	ret = own_attach(l->own, NBD_SOCKET, l->next_fd);
+	l->generation++;
+	tell_state(l, NBD_CONNECTED);
+	own_stats(l->own)->without_connection = 0;
+	next_is(l, -1);
+	if (ret < 0) {
+		link_lose(l, NBD_LOST_SOCKET, ret);
+		return;
+	}
+	link_receive(l);
+	submit_kept(l);
+}
+
+static void fail_all(struct link *l)
+{
+	if (l->state == NBD_CONNECTED)
+		link_lose(l, NBD_LOST_TOLD, 0);
+	tell_state(l, NBD_FAILING);
+	submit_kept(l);
+}
+
+void link_on_wake(void *target)
+{
+	struct link *l = target;
+	struct inbox wish;
+
+	pthread_mutex_lock(&l->disk->lock);
+	wish = l->inbox;
+	l->inbox = (struct inbox){ .fd = -1 };
+	pthread_mutex_unlock(&l->disk->lock);
+	if (wish.breaks) {
+		next_is(l, -1);
+		link_lose(l, NBD_LOST_TOLD, 0);
+	}
+	if (wish.fails)
+		fail_all(l);
+	if (wish.fd >= 0)
+		next_is(l, wish.fd);
+	connect_next(l);
+}
+
+/* --- a queue's beginning and end --------------------------------------- */
+
+int link_start(void *target, struct own *own, void **mine)
+{
+	struct nbd *n = target;
+	struct link *l;
+
+	if (own_qid(own) >= n->cfg.nr_links)
+		return -EINVAL;
+	l = &n->links[own_qid(own)];
+	l->slots = calloc(own_depth(own), sizeof(*l->slots));
+	if (!l->slots)
+		return -ENOMEM;
+	pthread_mutex_lock(&n->lock);
+	l->own = own;
+	own_wake(own); /* the first connection may be here already */
+	pthread_mutex_unlock(&n->lock);
+	*mine = l;
+	return 0;
+}
+
+void link_end(void *target)
+{
+	struct link *l = target;
+
+	pthread_mutex_lock(&l->disk->lock);
+	l->own = NULL;
+	pthread_mutex_unlock(&l->disk->lock);
+	free(l->slots);
+	l->slots = NULL;
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+#include "links.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "links_impl.h"
+#include "own.h"
+
+struct nbd *nbd_new(const struct nbd_config *cfg)
+{
+	struct nbd *n;
+
+	if (!cfg->nr_links || cfg->nr_links > NBD_MAX_LINKS)
+		return NULL;
+	n = calloc(1, sizeof(*n));
+	if (!n)
+		return NULL;
+	if (pthread_mutex_init(&n->lock, NULL)) {
+		free(n);
+		return NULL;
+	}
+	n->cfg = *cfg;
+	for (uint32_t i = 0; i < cfg->nr_links; i++) {
+		n->links[i].disk = n;
+		n->links[i].inbox.fd = -1;
+		n->links[i].next_fd = -1;
+	}
+	return n;
+}
+
+void nbd_free(struct nbd *n)
+{
+	for (uint32_t i = 0; i < n->cfg.nr_links; i++) {
+		if (n->links[i].inbox.fd >= 0)
+			close(n->links[i].inbox.fd);
+		if (n->links[i].next_fd >= 0)
+			close(n->links[i].next_fd);
+	}
+	pthread_mutex_destroy(&n->lock);
+	free(n);
+}
+
+/* The inbox has something new; the lock is held. */
+static void wake(const struct link *l)
+{
+	if (l->own)
+		own_wake(l->own);
+}
+
+/* Another descriptor, or none, in the place of one that nobody has taken. */
+static int replace(struct link *l, int fd)
+{
+	int before = l->inbox.fd;
+
+	l->inbox.fd = fd;
+	if (before >= 0)
+		l->told.attached++;
+	return before;
+}
+
+void nbd_attach(struct nbd *n, uint32_t link, int fd)
+{
+	struct link *l = &n->links[link];
+	int before;
+
+	pthread_mutex_lock(&n->lock);
+	before = replace(l, fd);
+	l->inbox.fails = false;
+	wake(l);
+	pthread_mutex_unlock(&n->lock);
+	if (before >= 0)
+		close(before);
+}
+
+void nbd_break(struct nbd *n, uint32_t link)
+{
+	struct link *l = &n->links[link];
+	int before;
+
+	pthread_mutex_lock(&n->lock);
+	before = replace(l, -1);
+	l->inbox.breaks = true;
+	wake(l);
+	pthread_mutex_unlock(&n->lock);
+	if (before >= 0)
+		close(before);
+}
+
+void nbd_fail(struct nbd *n, uint32_t link)
+{
+	struct link *l = &n->links[link];
+
+	pthread_mutex_lock(&n->lock);
+	l->inbox.fails = true;
+	wake(l);
+	pthread_mutex_unlock(&n->lock);
+}
+
+void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)
+{
+	struct link *l = &n->links[link];
+
+	pthread_mutex_lock(&n->lock);
+	*out = l->told;
+	pthread_mutex_unlock(&n->lock);
+	out->unanswered =
+		__atomic_load_n(&l->told.unanswered, __ATOMIC_RELAXED);
+	out->ended = __atomic_load_n(&l->told.ended, __ATOMIC_RELAXED);
+}
+
+bool nbd_unflushed(const struct nbd *n)
+{
+	return __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE) !=
+	       __atomic_load_n(&n->flushed, __ATOMIC_ACQUIRE);
+}
+
+void nbd_fail_flush(struct nbd *n)
+{
+	__atomic_store_n(&n->fail_flush, true, __ATOMIC_RELEASE);
+}

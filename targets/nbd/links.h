@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The links of one NBD disk: each queue has one connection, which comes and
+ * goes. C moves requests over it; whoever keeps the links (keeper.py) makes
+ * connections and decides how long requests wait for one. These functions
+ * are that thread's; what they ask for is done in the queues' own threads.
+ */
+#ifndef UBLKD_NBD_LINKS_H
+#define UBLKD_NBD_LINKS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct ublkd_target_ops;
+struct nbd;
+
+#define NBD_MAX_LINKS 64
+
+enum nbd_state {
+	NBD_WAITING, /* without a connection: requests wait */
+	NBD_CONNECTED,
+	NBD_FAILING, /* without, for too long: requests fail */
+};
+
+/* Why a connection was given up. */
+enum nbd_loss {
+	NBD_NO_LOSS,
+	NBD_LOST_SOCKET, /* closed or broken: errno */
+	NBD_LOST_TIMEOUT, /* a request had no answer in time */
+	NBD_LOST_MAGIC, /* what came is no reply */
+	NBD_LOST_COOKIE, /* a reply to what was never asked, or answered */
+	NBD_LOST_SHUTDOWN, /* the server says that it ends */
+	NBD_LOST_TOLD, /* nbd_break() */
+};
+
+struct nbd_config {
+	uint32_t nr_links; /* at most NBD_MAX_LINKS; one per queue */
+	uint64_t timeout_ns; /* of a request; 0: none */
+	int lost_fd; /* an eventfd that hears of every loss */
+};
+
+struct nbd_status {
+	enum nbd_state state;
+	enum nbd_loss loss; /* the last one */
+	int err; /* and its -errno, if it has one */
+	uint64_t attached; /* descriptors that were used or put aside */
+	uint32_t unanswered; /* requests that were sent or wait to be */
+	uint64_t ended; /* requests, ever */
+	uint64_t losses;
+};
+
+/* NULL without memory. */
+struct nbd *nbd_new(const struct nbd_config *cfg);
+void nbd_free(struct nbd *n); /* no queue runs any more */
+
+/* The target of these is a struct nbd. */
+const struct ublkd_target_ops *nbd_ops(void);
+
+/*
+ * A connection for a link that has none; the descriptor is taken over. What
+ * waits is sent once more, from its beginning.
+ */
+void nbd_attach(struct nbd *n, uint32_t link, int fd);
+
+/* Gives the link's connection up, if it has one. */
+void nbd_break(struct nbd *n, uint32_t link);
+
+/* Without a connection requests fail, those that wait and those to come. */
+void nbd_fail(struct nbd *n, uint32_t link);
+
+void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out);
+
+/*
+ * Whether writes were acknowledged that no flush has covered since; a server
+ * that was started anew may have lost them.
+ */
+bool nbd_unflushed(const struct nbd *n);
+
+/* They are lost, and the next flush says so: it fails. */
+void nbd_fail_flush(struct nbd *n);
+
+#endif

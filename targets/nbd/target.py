@@ -1,0 +1,232 @@
+"""The nbd target: an export of an NBD server as a disk. Decides here; transmission.c serves."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+from ublkd._core import lib
+from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.target import API_VERSION, Native, Option, OptionValue, Params
+from ublkd.targets.nbd.connect import Connection, connect, with_certificates
+from ublkd.targets.nbd.dial import Address, addresses_of
+from ublkd.targets.nbd.export import PAGE, Export
+from ublkd.targets.nbd.keeper import Keeper, Settings
+from ublkd.targets.nbd.stream import Patience, TimedOut
+from ublkd.targets.nbd.uri import FORMS, Uri, parse
+from ublkd.targets.nbd.verbs import OPEN_TIMEOUT, TLS_CERTIFICATES
+
+SECTOR = 512
+UNBOUNDED = 0xFFFFFFFF // SECTOR * SECTOR
+"""Bytes: the most that a request without data can name, here as in the protocol."""
+MOST_IO = 1 << 20
+"""Bytes of the largest request with data: servers differ in what they take beyond."""
+MEMBERS = 2
+"""Of one request: a WRITE's header and its bytes."""
+
+WINDOW, REQUEST_TIMEOUT = 30.0, 60.0
+
+
+class NbdTarget:
+    """See docs/architecture.md for the life of a connection."""
+
+    api_version: ClassVar[int] = API_VERSION
+    options: ClassVar[Sequence[Option]] = (
+        Option(
+            name="uri",
+            help=f"where the export is: {FORMS}",
+            required=True,
+            kept=lambda text: str(parse(text)),
+        ),
+        Option(
+            name="connections",
+            help="so many, each with a queue of its own, if the server allows it (default 1)",
+            kind="number",
+            default=1,
+            minimum=1,
+            maximum=64,
+        ),
+        Option(
+            name="reconnect-window",
+            help="how long requests wait for a lost server before they fail, 0 or inf "
+            f"(default {WINDOW:g})",
+            kind="wait",
+            default=WINDOW,
+        ),
+        Option(
+            name="request-timeout",
+            help="a connection on which a request is not answered in this time is given up, inf "
+            f"for never (default {REQUEST_TIMEOUT:g})",
+            kind="wait",
+            default=REQUEST_TIMEOUT,
+        ),
+        OPEN_TIMEOUT,
+        Option(
+            name="after-reconnect",
+            help="what becomes of writes that the server may have lost: strict (the next flush "
+            "fails; default), trust (nothing is lost)",
+            kind="choice",
+            choices=("strict", "trust"),
+            default="strict",
+        ),
+        TLS_CERTIFICATES,
+        Option(name="read-only", help="never write", kind="flag", default=False),
+    )
+
+    def __init__(
+        self,
+        settings: Settings,
+        connections: Sequence[Connection],
+        *,
+        timeout: float = REQUEST_TIMEOUT,
+        read_only: bool = False,
+        warnings: Sequence[str] = (),
+        addresses: Sequence[Address] | None = None,
+    ) -> None:
+        """Takes the connections over, to close them. ``timeout`` is of a request, in seconds."""
+        self._settings = settings
+        self._export = connections[0].export
+        self._warnings = list(warnings)
+        if self._export.left_out:
+            self._warnings.append(
+                f"the last {self._export.left_out} bytes are not a whole block and are left out"
+            )
+        self.params = _params(self._export, settings.connections, read_only=read_only)
+        self._keeper = Keeper(
+            settings, connections, timeout=timeout, max_io=self.params.max_io, addresses=addresses
+        )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
+        """The options above, by key. Raises UblkdError with the cause."""
+        folder = options["tls_certificates"]
+        uri = with_certificates(parse(str(options["uri"])), None if folder is None else str(folder))
+        if (timeout := _seconds(options["request_timeout"])) == 0:
+            raise UsageError(
+                "--request-timeout 0 leaves no time for an answer", hint="seconds, or inf"
+            )
+        asked, seconds = options["connections"], options["open_timeout"]
+        assert isinstance(asked, int)
+        assert isinstance(seconds, float)
+        addresses = _addresses(uri, seconds)
+        made = [connect(uri, seconds, addresses=addresses)]
+        try:
+            number, warnings = _connections(asked, made[0].export)
+            made += [connect(uri, seconds, addresses=addresses) for _ in range(number - 1)]
+            settings = Settings(
+                uri=uri,
+                connections=number,
+                open_timeout=seconds,
+                window=_seconds(options["reconnect_window"]),
+                after_reconnect=str(options["after_reconnect"]),
+            )
+            return cls(
+                settings, made, timeout=timeout, read_only=bool(options["read_only"]),
+                warnings=warnings, addresses=addresses,
+            )  # fmt: skip
+        except BaseException:
+            for connection in made:
+                connection.socket.close()
+            raise
+
+    def files(self) -> Sequence[int]:
+        """None: connections come and go."""
+        return ()
+
+    def native(self) -> Native:
+        """See transmission.c."""
+        return Native(lib.nbd_ops(), self._keeper.links, keep=self._keeper)
+
+    def describe(self) -> Mapping[str, OptionValue]:
+        """The export, and how its bytes travel."""
+        uri, export = self._settings.uri, self._export
+        told: dict[str, OptionValue] = {
+            "uri": printable(str(uri)),
+            "export": export.description or None,
+            "tls": ("verified" if uri.verify else "not verified") if uri.tls else "none",
+            "connections": self._settings.connections,
+            "read_only": self.params.read_only,
+            "after_reconnect": self._settings.after_reconnect,
+            "payloads": _payloads(uri),
+        }
+        if self._warnings:
+            told["warning"] = "; ".join(self._warnings)
+        return told
+
+    def stopping(self) -> None:
+        """Nothing waits for a lost server any more."""
+        self._keeper.stopping()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._keeper.close()
+
+
+def _seconds(value: OptionValue) -> float:
+    """What an option of the kind ``wait`` means."""
+    if value == "inf":
+        return math.inf
+    assert isinstance(value, float)
+    return value
+
+
+def _addresses(uri: Uri, seconds: float) -> Sequence[Address]:
+    """Looked up once: later the resolver's files may be on the disk itself."""
+    try:
+        return addresses_of(uri, Patience(seconds))
+    except UblkdError as error:
+        raise type(error)(f"{printable(str(uri))}: {error.message}", hint=error.hint) from error
+    except TimedOut as error:  # it has words of its own where there is a name
+        raise UblkdError(f"{printable(str(uri))}: no address in time") from error
+
+
+def _connections(asked: int, export: Export) -> tuple[int, list[str]]:
+    """How many, and why not more."""
+    cpus = os.cpu_count() or 1
+    if asked > 1 and not export.multi_conn:
+        return 1, [f"{asked} connections were asked for, 1 made: the server does not say that a "
+                   "flush on one of them covers the writes of all"]  # fmt: skip
+    if asked > cpus:
+        return cpus, [f"{asked} connections were asked for, {cpus} made: one per CPU"]
+    return asked, []
+
+
+def _params(export: Export, connections: int, *, read_only: bool) -> Params:
+    read_only = read_only or export.read_only
+    # what a server takes without data is not bounded by the protocol; those that name a size
+    # keep to it there as well
+    most = export.maximum if export.sizes else UNBOUNDED
+    most = min(most, UNBOUNDED) // export.block * export.block
+    best = min(export.preferred, MOST_IO)
+    return Params(
+        size=export.disk_size,
+        logical_block=export.block,
+        physical_block=max(export.block, min(best, PAGE)),
+        io_min=best,
+        io_opt=best,
+        read_only=read_only,
+        rotational=export.rotational,
+        volatile_cache=export.flush and not read_only,
+        fua=export.fua and not read_only,
+        discard_granularity=best if export.trim and not read_only else 0,
+        max_discard=most if export.trim and not read_only else 0,
+        max_write_zeroes=most if export.write_zeroes and not read_only else 0,
+        max_members=MEMBERS,
+        max_io=min(export.maximum, MOST_IO),
+        queues=connections,
+        streams=1,
+    )
+
+
+def _payloads(uri: Uri) -> str:
+    """How they travel where pages are lent."""
+    if uri.tls:
+        return "through the relay that encrypts them: in TLS nothing can go from the pages"
+    if lib.lane_probe() == 1:
+        return "SEND and RECV with the lent pages"
+    return (
+        "WRITE_FIXED and READ_FIXED on the socket with the lent pages: SEND and RECV of this "
+        "kernel take no registered buffers"
+    )
