@@ -18,7 +18,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak package bench-quick bench-stripe clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak package bench-quick bench-stripe bench-nbd clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ bench-quick: $(VENV)/installed.stamp ## the loop target beside the kernel's, cou
 
 bench-stripe: $(VENV)/installed.stamp ## the stripe target beside the loop target, the same way
 	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/stripe.py'
+
+bench-nbd: $(VENV)/installed.stamp ## the nbd target beside the kernel's nbd, the same way
+	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/nbd.py'
 
 test: $(VENV)/installed.stamp ## lint, types, packages, unit, core (and sanitized), device on both kernels
 	@$(BIN)/python tests/all.py

@@ -5,6 +5,7 @@
  * not answered whole is kept, and sent from its beginning over the next
  * connection: nobody knows how far the server came.
  */
+#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -194,6 +195,18 @@ int link_start(void *target, struct own *own, void **mine)
 	pthread_mutex_unlock(&n->lock);
 	*mine = l;
 	return 0;
+}
+
+void link_bye(void *target)
+{
+	struct link *l = target;
+	const struct nbd_request disc = {
+		.magic = htobe32(NBD_REQUEST_MAGIC),
+		.command = htobe16(NBD_DISC),
+	};
+
+	if (l->state == NBD_CONNECTED)
+		own_farewell(l->own, NBD_SOCKET, &disc, sizeof(disc));
 }
 
 void link_end(void *target)

@@ -89,6 +89,7 @@ void link_look_again(const struct link *l);
 bool link_keep(void *target, struct group *g);
 void link_on_wake(void *target);
 int link_start(void *target, struct own *own, void **mine);
+void link_bye(void *target);
 void link_end(void *target);
 
 /* --- transmission.c ---------------------------------------------------- */

@@ -272,6 +272,7 @@ static const struct ublkd_target_ops ops = {
 	.submit = submit,
 	.start = link_start,
 	.end = link_end,
+	.bye = link_bye,
 	.on_wake = link_on_wake,
 	.on_own = on_own,
 	.keep = link_keep,

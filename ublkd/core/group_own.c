@@ -67,6 +67,15 @@ void own_break(struct own *o, uint16_t file, int err)
 		lane_break(lane, err);
 }
 
+void own_farewell(struct own *o, uint16_t file, const void *memory,
+		  uint32_t len)
+{
+	struct lane *lane = group_lane(o->group->env, file);
+
+	if (lane)
+		lane_end(lane, memory, len);
+}
+
 /* --- transfers and delays ---------------------------------------------- */
 
 static void begin(struct own *o, unsigned int id, const struct member *m)
@@ -167,6 +176,8 @@ void groups_break(struct group_env *env)
 	if (!env->own->started || env->own->ending)
 		return;
 	env->own->ending = true;
+	if (env->ops->bye)
+		env->ops->bye(env->target);
 	for (unsigned int id = 0; id < OWN_MEMBERS; id++)
 		break_off(env, id);
 }

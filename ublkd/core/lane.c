@@ -108,6 +108,16 @@ void lane_break(struct lane *l, int err)
 	(void)connect(l->fd, &nobody, sizeof(nobody));
 }
 
+void lane_end(struct lane *l, const void *last, uint32_t len)
+{
+	if (l->error)
+		return;
+	if (!l->lines[LANE_SEND].first)
+		(void)send(l->fd, last, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	l->error = -ESHUTDOWN;
+	(void)shutdown(l->fd, SHUT_RDWR);
+}
+
 /* --- the probe --------------------------------------------------------- */
 
 /* One byte through `fd`, from or into the one registered buffer. */

@@ -54,6 +54,12 @@ struct lane_turn *lane_leave(struct lane *l, enum lane_way way);
 void lane_break(struct lane *l, int err);
 
 /*
+ * As lane_break(), but what has been sent arrives, and `last` behind it if
+ * there is room and nothing else is half sent.
+ */
+void lane_end(struct lane *l, const void *last, uint32_t len);
+
+/*
  * Whether SEND and RECV take registered buffers here: 1, 0, or -errno. Done
  * on a socketpair and a ring of their own: on a disk's own stream the answer
  * would come too late.

@@ -39,6 +39,13 @@ int own_attach(struct own *o, uint16_t file, int fd);
 void own_break(struct own *o, uint16_t file, int err);
 
 /*
+ * The last that goes over a lane, as far as that needs no waiting, and its
+ * end. The other side reads it before it sees that end.
+ */
+void own_farewell(struct own *o, uint16_t file, const void *memory,
+		  uint32_t len);
+
+/*
  * A transfer with memory that must last, in its turn on the lane, and whole.
  * ops->on_own() has the bytes or -errno, -ECONNRESET where the other side
  * has closed. `id` is below OWN_MEMBERS and free. -errno if it cannot begin.

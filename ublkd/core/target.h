@@ -52,6 +52,8 @@ struct ublkd_target_ops {
 	 */
 	int (*start)(void *target, struct own *own, void **mine);
 	void (*end)(void *target);
+	/* In between: no request comes any more, and none is under way. */
+	void (*bye)(void *target);
 	/* Another thread has called own_wake(). */
 	void (*on_wake)(void *target);
 	/* What own.h began under this id has ended. */
