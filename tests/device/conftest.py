@@ -20,6 +20,9 @@ from typing import Any
 
 import pytest
 
+# Last on the path, where the folder ublkd/ does not hide the installed package: for `tests.*`.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 DEADLINE_SECONDS = 240
 IN_LAB = "UBLKD_LAB" in os.environ
 
