@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import verbs
+from tools import ublkd
 
 # Last on the path, where the folder ublkd/ does not hide the installed package: for `tests.*`.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -130,6 +132,20 @@ def _collect(read_end: int, pid: int, seconds: float) -> str:
     return (said or b"").decode(errors="replace")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _verbs() -> Iterator[None]:
+    """Here, not where the first is run: what a process inherits is that of no test."""
+    with verbs.forked():
+        yield
+
+
+@pytest.fixture
+def commands() -> Iterator[None]:
+    """Every verb of the test is the command `ublkd`, started as by anybody."""
+    with verbs.unasked():
+        yield
+
+
 @pytest.fixture
 def lab_only() -> None:
     """For tests that change the machine itself: its modules, its settings."""
@@ -147,5 +163,5 @@ def scratch() -> Iterator[Path]:
     for mount in [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]:
         if mount.startswith(str(folder)):
             subprocess.run(["umount", "--lazy", mount], check=False)
-    subprocess.run(["ublkd", "del", "--all", "--force"], check=False, capture_output=True)
+    ublkd("del", "--all", "--force", check=False)
     subprocess.run(["rm", "-rf", str(folder)], check=False)

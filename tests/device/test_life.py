@@ -62,6 +62,7 @@ def test_a_hundred_rounds_leave_nothing_behind_and_grow_nothing(scratch: Path) -
     nothing_left()
 
 
+@pytest.mark.usefixtures("commands")
 def test_a_daemon_of_one_queue_is_small(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", 64 * MIB)
     for lease in leases():
@@ -216,6 +217,7 @@ def test_null_forgets_and_reads_as_zeroes(scratch: Path) -> None:
     nothing_left()
 
 
+@pytest.mark.usefixtures("commands")
 def test_add_tells_how_long_it_took(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", 4 * MIB)
     told = json.loads(ublkd("add", "--target", "loop", "--file", disk, "--json").stdout)
@@ -227,6 +229,7 @@ def test_add_tells_how_long_it_took(scratch: Path) -> None:
         ublkd("del", told["node"])
 
 
+@pytest.mark.usefixtures("commands")
 def test_many_daemons_need_no_more_locked_memory_than_they_may(scratch: Path) -> None:
     """Deep queues under the smallest usual limit: io_uring counts rings against it."""
     disk = sparse(scratch / "disk.img", 4 * MIB)
