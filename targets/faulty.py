@@ -87,6 +87,12 @@ class FaultyTarget:
         self._handle.over = inner.ops
         self._handle.over_target = inner.handle
         self._handle.seed = int(seed)
+        if over.params.streams:
+            raise UsageError(
+                f"faulty cannot stand before {printable(str(options['over']))}, which has "
+                "connections of its own",
+                hint="try it over loop, stripe or mirror",
+            )
         self._handle.block = over.params.logical_block
         self._handle.short_by_block = _share("short", str(options["short"]))
         self._handle.short_by_byte = _share("odd", str(options["odd"]))

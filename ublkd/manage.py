@@ -167,7 +167,7 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
     with _watch(device.info.pid) as daemon:
         try:
             if force or Feature.SAFE_STOP_DEV not in device.info.flags:
-                _tell(daemon)
+                _tell(daemon, device.info.pid)
                 control.stop_dev(device.info.id)
             else:
                 control.try_stop_dev(device.info.id)
@@ -195,7 +195,7 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     free = True
     try:
         with _watch(device.info.pid) as daemon:
-            _tell(daemon)
+            _tell(daemon, device.info.pid)
             control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
@@ -231,10 +231,24 @@ def _watch(pid: int) -> Any:
             os.close(fd)
 
 
-def _tell(daemon: int | None) -> None:
-    if daemon is not None:
-        with contextlib.suppress(OSError):
+def _tell(daemon: int | None, pid: int) -> None:
+    """For whoever does not listen to the signal it would be the end: an older daemon, or another
+    process if the driver's number is from another pid namespace.
+    """
+    if daemon is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split(maxsplit=1)[0], 16)
+        serves = any(_leads_to_ublk(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+        if caught >> (STOPPING - 1) & 1 and serves:
             signal.pidfd_send_signal(daemon, STOPPING)
+
+
+def _leads_to_ublk(link: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(link).startswith("/dev/ublkc")
+    return False
 
 
 def _wait_gone(daemon: int | None, device: Found) -> None:

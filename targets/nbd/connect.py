@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from socket import socket
 
-from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.errors import UblkdError, UsageError, printable, reason
 from ublkd.targets.nbd import tls
-from ublkd.targets.nbd.dial import Address, addresses_of, dial
+from ublkd.targets.nbd.dial import HINTS, Address, addresses_of, dial
 from ublkd.targets.nbd.export import Export, Refusal
 from ublkd.targets.nbd.handshake import Goal, Handshake, Offer, Phase
 from ublkd.targets.nbd.stream import Patience, Stream, TimedOut
@@ -53,13 +53,15 @@ def connect(
     *,
     stop: int | None = None,
     addresses: Sequence[Address] | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> Connection:
     """Ready for requests, within ``seconds`` in all.
 
     ``stop`` is a descriptor that ends the wait when it can be read; ``addresses`` are what
-    ``addresses_of`` has found before. Raises UblkdError.
+    ``addresses_of`` has found before, and ``context`` what ``tls.context`` has read. Raises
+    UblkdError.
     """
-    sock, export = _meet(uri, Goal.SERVE, Patience(seconds, stop), addresses)
+    sock, export = _meet(uri, Goal.SERVE, Patience(seconds, stop), addresses, context)
     assert isinstance(export, Export)
     return Connection(sock, export)
 
@@ -81,11 +83,16 @@ def offers(uri: Uri, seconds: float = OPEN_SECONDS) -> list[Offer]:
 
 
 def _meet(
-    uri: Uri, goal: Goal, patience: Patience, addresses: Sequence[Address] | None = None
+    uri: Uri,
+    goal: Goal,
+    patience: Patience,
+    addresses: Sequence[Address] | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> tuple[socket, Export | list[Offer]]:
     """A negotiated connection; no socket is left behind a failure."""
     try:
-        context = tls.context(uri) if uri.tls else None
+        if uri.tls and context is None:
+            context = tls.context(uri)
         if addresses is None:
             addresses = addresses_of(uri, patience)
         handshake = Handshake(goal, uri.export_bytes, tls=uri.tls)
@@ -128,7 +135,7 @@ class _Meeting:
                     self._start_tls(context)
                     continue
                 data = self._stream.recv()
-            except (ssl.SSLError, ConnectionError) as error:
+            except OSError as error:
                 raise self._lost(error) from error
             if not data:
                 raise self._lost(ConnectionResetError())
@@ -147,6 +154,9 @@ class _Meeting:
         in_tls = isinstance(self._stream.socket, ssl.SSLSocket)
         if isinstance(error, ssl.SSLError) or (in_tls and not self._heard_in_tls):
             return tls.failed(error, self._uri)
+        if not isinstance(error, ConnectionError):
+            return Refusal(f"the connection broke in the handshake: {reason(error)}",
+                           hint=HINTS.get(error.errno or 0, "is the network up?"))  # fmt: skip
         return self._handshake.end_of_stream()
 
     def _take_leave(self) -> None:

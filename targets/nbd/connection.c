@@ -29,7 +29,7 @@ static void tell_state(struct link *l, enum nbd_state state)
 /* Nothing of the old connection is under way any more. */
 static bool is_quiet(const struct link *l)
 {
-	return !l->nr_active && !l->receiving;
+	return !l->nr_active && !l->receiving && !l->flushing;
 }
 
 /* A connection that waits for this has its turn, once this turn is over. */
@@ -54,7 +54,8 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	pthread_mutex_unlock(&l->disk->lock);
 	own_stats(l->own)->lost_connections++;
 	own_stats(l->own)->without_connection = 1;
-	own_break(l->own, NBD_SOCKET, -ECONNABORTED);
+	own_break(l->own, l->disk->socket, -ECONNABORTED);
+	l->lost_at = stats_now();
 	for (uint16_t tag = 0; tag < depth; tag++) {
 		struct slot *s = &l->slots[tag];
 		bool held = s->state == SLOT_SENT;
@@ -62,14 +63,19 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 		if (!held && s->state != SLOT_RECEIVING)
 			continue;
 		s->state = SLOT_LOST;
+		if (!s->lost_at)
+			s->lost_at = l->lost_at;
 		if (held)
 			group_drop(own_group(l->own, tag));
 	}
+	l->slots[depth].state = SLOT_FREE;
+	l->starved = false; /* they are all kept, and sent anew */
+	link_look_again(l);
 	(void)eventfd_write(l->disk->cfg.lost_fd, 1);
 }
 
 /* Every request that is kept is submitted once more. */
-static void submit_kept(struct link *l)
+void link_submit_kept(struct link *l)
 {
 	uint16_t depth = own_depth(l->own);
 
@@ -81,6 +87,17 @@ static void submit_kept(struct link *l)
 		group_restart(own_group(l->own, tag));
 	}
 	link_count(l);
+}
+
+/*
+ * Whether it was lost for the first time longer ago than a request may wait:
+ * perhaps it is what the connections break at.
+ */
+static bool has_waited(const struct link *l, const struct slot *s)
+{
+	uint64_t window = l->disk->cfg.window_ns;
+
+	return window && s->lost_at && l->lost_at - s->lost_at > window;
 }
 
 /* ops->keep: a request would be answered now. */
@@ -98,11 +115,14 @@ bool link_keep(void *target, struct group *g)
 		s->state = SLOT_LOST;
 	}
 	l->nr_active--;
+	if (s->ticket >= 0)
+		journal_drop(l->disk->journal, s->ticket);
+	s->ticket = -1;
 	if (s->state != SLOT_LOST) {
 		__atomic_store_n(&l->told.ended, l->told.ended + 1,
 				 __ATOMIC_RELAXED);
 		s->state = SLOT_FREE;
-	} else if (l->state == NBD_FAILING) {
+	} else if (l->state == NBD_FAILING || has_waited(l, s)) {
 		group_complete(g, -EIO);
 		s->state = SLOT_FREE;
 	} else {
@@ -110,6 +130,8 @@ bool link_keep(void *target, struct group *g)
 		l->nr_kept++;
 		kept = true;
 	}
+	if (!kept)
+		s->lost_at = 0;
 	link_count(l);
 	link_look_again(l);
 	return kept;
@@ -135,7 +157,7 @@ static void connect_next(struct link *l)
 
 	if (l->next_fd < 0 || l->state == NBD_CONNECTED || !is_quiet(l))
 		return;
-	ret = own_attach(l->own, NBD_SOCKET, l->next_fd);
+	ret = own_attach(l->own, l->disk->socket, l->next_fd);
 	l->generation++;
 	tell_state(l, NBD_CONNECTED);
 	own_stats(l->own)->without_connection = 0;
@@ -145,7 +167,7 @@ static void connect_next(struct link *l)
 		return;
 	}
 	link_receive(l);
-	submit_kept(l);
+	link_submit_kept(l);
 }
 
 static void fail_all(struct link *l)
@@ -153,7 +175,7 @@ static void fail_all(struct link *l)
 	if (l->state == NBD_CONNECTED)
 		link_lose(l, NBD_LOST_TOLD, 0);
 	tell_state(l, NBD_FAILING);
-	submit_kept(l);
+	link_submit_kept(l);
 }
 
 void link_on_wake(void *target)
@@ -169,11 +191,14 @@ void link_on_wake(void *target)
 		next_is(l, -1);
 		link_lose(l, NBD_LOST_TOLD, 0);
 	}
-	if (wish.fails)
+	if (wish.fails) {
+		next_is(l, -1);
 		fail_all(l);
+	}
 	if (wish.fd >= 0)
 		next_is(l, wish.fd);
 	connect_next(l);
+	link_make_room(l);
 }
 
 /* --- a queue's beginning and end --------------------------------------- */
@@ -186,7 +211,7 @@ int link_start(void *target, struct own *own, void **mine)
 	if (own_qid(own) >= n->cfg.nr_links)
 		return -EINVAL;
 	l = &n->links[own_qid(own)];
-	l->slots = calloc(own_depth(own), sizeof(*l->slots));
+	l->slots = calloc(own_depth(own) + 1U, sizeof(*l->slots));
 	if (!l->slots)
 		return -ENOMEM;
 	pthread_mutex_lock(&n->lock);
@@ -206,7 +231,7 @@ void link_bye(void *target)
 	};
 
 	if (l->state == NBD_CONNECTED)
-		own_farewell(l->own, NBD_SOCKET, &disc, sizeof(disc));
+		own_farewell(l->own, l->disk->socket, &disc, sizeof(disc));
 }
 
 void link_end(void *target)

@@ -19,22 +19,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from socket import socket
 from typing import Any
 
 from ublkd._core import ffi, lib
-from ublkd.errors import UblkdError, printable, reason
-from ublkd.targets.nbd.connect import Connection, connect
-from ublkd.targets.nbd.dial import Address
+from ublkd.errors import UblkdError, printable, reason, told
+from ublkd.target import Params
+from ublkd.targets.nbd.connect import Connection
 from ublkd.targets.nbd.export import Export, Refusal
+from ublkd.targets.nbd.journal import Journal
 from ublkd.targets.nbd.relay import Relay
-from ublkd.targets.nbd.stream import Stopped
+from ublkd.targets.nbd.replay import replay
+from ublkd.targets.nbd.stream import Patience, Stopped, Stream
 from ublkd.targets.nbd.uri import Uri
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 """Seconds between two tries; they double from one to the other."""
 GRACE_SECONDS = 1.0
 """How long a disk that shall end may go without a request being answered."""
+STOP_SECONDS = 20.0
+"""How long a disk may take to end before it is taken to live on."""
 END_SECONDS = 10.0
+POLL_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +52,12 @@ class Settings:
     uri: Uri
     connections: int = 1
     open_timeout: float = 30.0
+    timeout: float = math.inf  # of a request
     window: float = 30.0
-    after_reconnect: str = "strict"
+    after_reconnect: str = "replay"
 
 
-Dial = Callable[[Uri, float, int], Connection]
+Dial = Callable[[float, int | None], Connection]
 
 
 def _why(status: Any) -> str:
@@ -67,16 +74,22 @@ def _why(status: Any) -> str:
     }.get(status.loss, "no reason is known")
 
 
-def worse(new: Export, old: Export, connections: int, max_io: int) -> str:
+def _ns(seconds: float) -> int:
+    """Nanoseconds, where 0 is for ever; no time at all is the least that is not."""
+    return 0 if seconds == math.inf else max(1, int(seconds * 1e9))
+
+
+def worse(new: Export, old: Export, params: Params, connections: int) -> str:
     """Why an export that came back cannot stand for what the kernel was told; empty if it can."""
+    longest = max(params.max_discard, params.max_write_zeroes, params.max_io)
     if new.disk_size != old.disk_size:
         return f"it has {new.disk_size} bytes and had {old.disk_size}"
-    if new.read_only and not old.read_only:
+    if new.read_only and not params.read_only:
         return "it is read-only now"
-    if new.block > old.block:
+    if new.block > params.logical_block:
         return f"it wants blocks of {new.block} bytes now and had {old.block}"
-    if new.maximum < max_io:
-        return f"it takes {new.maximum} bytes at once now, and the disk's requests have {max_io}"
+    if new.maximum < longest:
+        return f"it takes {new.maximum} bytes at once now, and the disk asks for up to {longest}"
     for name in ("flush", "fua", "trim", "write_zeroes"):
         if getattr(old, name) and not getattr(new, name):
             return f"it cannot {name.replace('_', ' ')} any more"
@@ -93,33 +106,35 @@ class Keeper:
         settings: Settings,
         connections: Sequence[Connection],
         *,
-        timeout: float = math.inf,
-        max_io: int = 0,
-        dial: Dial | None = None,
-        addresses: Sequence[Address] | None = None,
+        params: Params,
+        dial: Dial,
     ) -> None:
-        """Takes the connections over. ``timeout`` is of a request, in seconds; ``max_io`` in bytes.
+        """Takes the connections over. ``params`` is what the kernel is told.
 
-        ``dial`` makes a connection, for tests.
+        ``dial`` makes a connection within some seconds, unless the descriptor can be read.
         """
         self._settings = settings
         self._export = connections[0].export
-        self._max_io = max_io
-        self._addresses = addresses
-        self._dial = dial or self._connect
+        self._params = params
+        self._dial = dial
+        self._links = range(settings.connections)
+        self._ending = False
+        self._relays: list[Relay] = []
+        self._pause, self._answered = FIRST_PAUSE, -1
         self._lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stopping = False
-        self._relays: list[Relay] = []
+        self.journal = Journal() if settings.after_reconnect == "replay" else None
         config = {
             "nr_links": settings.connections,
-            "timeout_ns": 0 if timeout == math.inf else int(timeout * 1e9),
+            "timeout_ns": _ns(settings.timeout),
+            "window_ns": _ns(settings.window),
             "lost_fd": self._lost,
+            "journal_bytes": self.journal.bytes if self.journal else 0,
         }
         self.links = lib.nbd_new(ffi.new("struct nbd_config *", config))
         if self.links == ffi.NULL:
             raise MemoryError
-        self._attached = [0] * settings.connections
+        self._attached = [0 for _ in self._links]
         self._attach(connections)
         self._thread = threading.Thread(target=self._run, name="nbd-keeper", daemon=True)
         self._thread.start()
@@ -130,39 +145,44 @@ class Keeper:
 
     def close(self) -> None:
         """After the queues have ended."""
-        self._stopping = True
+        self._ending = True
         os.eventfd_write(self._stop, 1)
         os.eventfd_write(self._lost, 1)
         self._thread.join(END_SECONDS)
-        self._close_relays()
         if self._thread.is_alive():
             return  # what it uses has to stay
+        self._close_relays(linger=True)
         lib.nbd_free(self.links)
         os.close(self._lost)
         os.close(self._stop)
+        if self.journal:
+            self.journal.close()
 
     # --- the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while not self._told_to_stop(math.inf):
-                self._heard()
-                if why := self._what_was_lost():
-                    self._reconnect(why)
-        except Stopped:
-            pass
-        except Exception:
-            log.exception("%s: the keeper of its connections has failed", self._shown)
-        self._let_go()
+        while not self._ending:
+            try:
+                self._keep()
+            except Stopped:
+                self._let_go()
+            except Exception:  # whatever it was, somebody has to go on
+                log.exception("%s: keeping its connections failed", self._shown)
+                self._fail()
+                select.select([self._stop], [], [], LONGEST_PAUSE)
+
+    def _keep(self) -> None:
+        """Raises Stopped."""
+        while True:
+            self._heard()
+            if why := self._what_was_lost():
+                self._reconnect(why)
+            if self._stop in select.select([self._stop, self._lost], [], [])[0]:
+                raise Stopped("told to stop")
 
     @property
     def _shown(self) -> str:
         return printable(str(self._settings.uri))
-
-    def _told_to_stop(self, seconds: float) -> bool:
-        """Wait for a loss, or ``seconds``; whether it is time to end."""
-        timeout = None if seconds == math.inf else max(0.0, seconds)
-        return self._stop in select.select([self._stop, self._lost], [], [], timeout)[0]
 
     def _heard(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -173,21 +193,28 @@ class Keeper:
         lib.nbd_look(self.links, link, status)
         return status
 
+    def _is_down(self, link: int) -> bool:
+        """It has no connection, and none that it was given and has not looked at."""
+        status = self._status(link)
+        return bool(status.attached == self._attached[link] and status.state != lib.NBD_CONNECTED)
+
     def _what_was_lost(self) -> str:
         """Why some connection is gone, or nothing."""
-        for link, attached in enumerate(self._attached):
-            status = self._status(link)
-            if status.attached == attached and status.state != lib.NBD_CONNECTED:
-                return _why(status)
-        return ""
+        return next((_why(self._status(link)) for link in self._links if self._is_down(link)), "")
+
+    # --- connecting again ---------------------------------------------------------------------
 
     def _reconnect(self, why: str) -> None:
         """Until all are connected again. Raises Stopped."""
         window = self._settings.window
-        began, pause, failed, said = time.monotonic(), FIRST_PAUSE, False, ""
+        began, said, failed = time.monotonic(), "", False
         self._break_all()
-        waits = "for ever" if window == math.inf else f"for {window:g} seconds"
+        waits = "for ever" if window == math.inf else f"{window:g} seconds"
         log.warning("%s: connection lost: %s; requests wait %s", self._shown, why, waits)
+        if self._answered != self._ended():
+            self._pause = FIRST_PAUSE
+        else:  # the last one was good for nothing: it would be lost as fast
+            self._nap(math.inf)
         while True:
             left = began + window - time.monotonic()
             if left <= 0 and not failed:
@@ -200,99 +227,117 @@ class Keeper:
                 self._attach(self._dialled(seconds if failed else min(seconds, max(left, 0.1))))
             except Stopped:
                 raise
-            except UblkdError as error:
-                if error.message != said:
-                    log.warning("%s", error.message)
-                said = error.message
+            except (UblkdError, OSError, RuntimeError) as error:
+                message = error.message if isinstance(error, UblkdError) else told(error)
+                if message != said:
+                    log.warning("%s: not connected: %s", self._shown, message)
+                said = message
+                self._nap(math.inf if failed else began + window - time.monotonic())
             else:
+                self._answered = self._ended()
                 log.warning("%s: connected again after %.1f seconds", self._shown,
                             time.monotonic() - began)  # fmt: skip
                 return
-            nap = pause * random.uniform(0.8, 1.2)
-            if not failed:
-                nap = min(nap, max(0.0, began + window - time.monotonic()))
-            if select.select([self._stop], [], [], nap)[0]:
-                raise Stopped("told to stop")
-            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _nap(self, most: float) -> None:
+        """Between two tries. Raises Stopped."""
+        seconds = min(self._pause * random.uniform(0.8, 1.2), max(0.0, most))
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        if select.select([self._stop], [], [], seconds)[0]:
+            raise Stopped("told to stop")
 
     def _break_all(self) -> None:
         """Nothing is acknowledged on any of them any more. Raises Stopped."""
-        links = range(self._settings.connections)
-        for link in links:
+        for link in self._links:
             lib.nbd_break(self.links, link)
-        while any(self._status(link).state == lib.NBD_CONNECTED for link in links):
-            if self._told_to_stop(math.inf):
+        while not all(self._is_down(link) for link in self._links):
+            if self._stop in select.select([self._stop, self._lost], [], [], POLL_SECONDS)[0]:
                 raise Stopped("told to stop")
             self._heard()
         self._close_relays()
 
-    def _connect(self, uri: Uri, seconds: float, stop: int) -> Connection:
-        return connect(uri, seconds, stop=stop, addresses=self._addresses)
-
     def _dialled(self, seconds: float) -> list[Connection]:
-        """All connections, each to an export that is what it was. Raises UblkdError."""
+        """All connections, each to an export that is what it was. Raises UblkdError or OSError."""
+        until = time.monotonic() + seconds
         made: list[Connection] = []
         try:
-            for _ in range(self._settings.connections):
-                made.append(self._dial(self._settings.uri, seconds, self._stop))
-                changed = worse(
-                    made[-1].export, self._export, self._settings.connections, self._max_io
-                )
-                if changed:
-                    raise Refusal(f"{self._shown}: the export is not what it was: {changed}")
+            for _ in self._links:
+                left = max(0.1, until - time.monotonic())
+                made.append(self._dial(left, self._stop))
+                if changed := worse(made[-1].export, self._export, self._params, len(self._links)):
+                    raise Refusal(f"the export is not what it was: {changed}")
+            self._make_good(made[0], seconds)
         except BaseException:
             for connection in made:
                 connection.socket.close()
             raise
         return made
 
-    def _attach(self, connections: Sequence[Connection]) -> None:
-        """Hand them to the queues."""
-        if lib.nbd_unflushed(self.links) and self._settings.after_reconnect == "strict":
+    def _make_good(self, connection: Connection, seconds: float) -> None:
+        """What the server may have lost. Raises UblkdError or OSError."""
+        if not self._export.flush or not lib.nbd_unflushed(self.links):
+            return
+        if self.journal and not lib.nbd_journal_broken(self.links):
+            writes = self.journal.writes(self.links)
+            patience = Patience(seconds, self._stop)
+            replay(Stream(connection.socket, patience), writes, patience)
+            log.warning("%s: %d writes that no flush has covered were written again",
+                        self._shown, len(writes))  # fmt: skip
+        elif self._settings.after_reconnect != "trust":
             lib.nbd_fail_flush(self.links)
             log.warning("%s: the server may have lost writes that no flush has covered: the next "
-                        "flush fails (--after-reconnect strict)", self._shown)  # fmt: skip
-        for link, connection in enumerate(connections):
-            sock = connection.socket
-            if isinstance(sock, ssl.SSLSocket):
-                relay = Relay(sock)
-                self._relays.append(relay)
-                sock = relay.end
+                        "flush fails", self._shown)  # fmt: skip
+
+    def _attach(self, connections: Sequence[Connection]) -> None:
+        """Hand them to the queues."""
+        sockets: list[socket] = []
+        try:
+            for connection in connections:
+                sock = connection.socket
+                if isinstance(sock, ssl.SSLSocket):
+                    self._relays.append(Relay(sock))
+                    sock = self._relays[-1].end
+                sockets.append(sock)
+        except BaseException:
+            for sock in [*sockets, *(connection.socket for connection in connections)]:
+                sock.close()
+            self._close_relays()
+            raise
+        for link, sock in enumerate(sockets):
             self._attached[link] += 1
             lib.nbd_attach(self.links, link, sock.detach())
 
-    def _close_relays(self) -> None:
+    def _close_relays(self, *, linger: bool = False) -> None:
         for relay in self._relays:
+            if linger:
+                relay.wait()
             relay.close()
         self._relays.clear()
 
     def _fail(self) -> None:
-        for link in range(self._settings.connections):
+        for link in self._links:
             lib.nbd_fail(self.links, link)
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _progress(self) -> tuple[int, bool]:
-        """Requests that ever ended, and whether some have not while nothing can be lost."""
-        states = [self._status(link) for link in range(self._settings.connections)]
-        lost = any(status.state != lib.NBD_CONNECTED for status in states)
-        return sum(int(status.ended) for status in states), lost
+    def _ended(self) -> int:
+        """Requests, ever."""
+        return sum(int(self._status(link).ended) for link in self._links)
 
     def _let_go(self) -> None:
-        """What goes on being answered may; the rest fails, and all that comes later."""
-        before = -1
-        while not self._stopping:
-            ended, lost = self._progress()
-            waiting = any(
-                self._status(link).unanswered for link in range(self._settings.connections)
-            )
-            if lost or (waiting and ended == before):
-                break
+        """What goes on being answered may; the rest fails, and all that comes later.
+
+        A disk that lives on all the same has its connections again.
+        """
+        before, until = -1, time.monotonic() + STOP_SECONDS
+        while not self._ending and time.monotonic() < until:
+            ended = self._ended()
+            waiting = any(self._status(link).unanswered for link in self._links)
+            down = any(self._is_down(link) for link in self._links)
+            if down or (waiting and ended == before):
+                self._fail()
             before = ended
             self._heard()
             select.select([self._lost], [], [], GRACE_SECONDS)
-        self._fail()
-        while not self._stopping:
-            select.select([self._lost], [], [], None)
-            self._heard()
-            self._fail()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._stop)

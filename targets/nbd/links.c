@@ -21,6 +21,14 @@ struct nbd *nbd_new(const struct nbd_config *cfg)
 		return NULL;
 	}
 	n->cfg = *cfg;
+	n->socket = cfg->journal_bytes ? NBD_JOURNAL + 1 : NBD_JOURNAL;
+	if (cfg->journal_bytes) {
+		n->journal = journal_new(cfg->journal_bytes);
+		if (!n->journal) {
+			nbd_free(n);
+			return NULL;
+		}
+	}
 	for (uint32_t i = 0; i < cfg->nr_links; i++) {
 		n->links[i].disk = n;
 		n->links[i].inbox.fd = -1;
@@ -31,18 +39,22 @@ struct nbd *nbd_new(const struct nbd_config *cfg)
 
 void nbd_free(struct nbd *n)
 {
+	for (uint32_t i = 0; i < n->cfg.nr_links; i++)
+		if (n->links[i].own) /* its ring broke and may still use it */
+			return;
 	for (uint32_t i = 0; i < n->cfg.nr_links; i++) {
 		if (n->links[i].inbox.fd >= 0)
 			close(n->links[i].inbox.fd);
 		if (n->links[i].next_fd >= 0)
 			close(n->links[i].next_fd);
 	}
+	journal_free(n->journal);
 	pthread_mutex_destroy(&n->lock);
 	free(n);
 }
 
 /* The inbox has something new; the lock is held. */
-static void wake(const struct link *l)
+void link_wake(const struct link *l)
 {
 	if (l->own)
 		own_wake(l->own);
@@ -67,7 +79,7 @@ void nbd_attach(struct nbd *n, uint32_t link, int fd)
 	pthread_mutex_lock(&n->lock);
 	before = replace(l, fd);
 	l->inbox.fails = false;
-	wake(l);
+	link_wake(l);
 	pthread_mutex_unlock(&n->lock);
 	if (before >= 0)
 		close(before);
@@ -81,7 +93,7 @@ void nbd_break(struct nbd *n, uint32_t link)
 	pthread_mutex_lock(&n->lock);
 	before = replace(l, -1);
 	l->inbox.breaks = true;
-	wake(l);
+	link_wake(l);
 	pthread_mutex_unlock(&n->lock);
 	if (before >= 0)
 		close(before);
@@ -90,11 +102,15 @@ void nbd_break(struct nbd *n, uint32_t link)
 void nbd_fail(struct nbd *n, uint32_t link)
 {
 	struct link *l = &n->links[link];
+	int before;
 
 	pthread_mutex_lock(&n->lock);
+	before = replace(l, -1);
 	l->inbox.fails = true;
-	wake(l);
+	link_wake(l);
 	pthread_mutex_unlock(&n->lock);
+	if (before >= 0)
+		close(before);
 }
 
 void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)
@@ -107,15 +123,4 @@ void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)
 	out->unanswered =
 		__atomic_load_n(&l->told.unanswered, __ATOMIC_RELAXED);
 	out->ended = __atomic_load_n(&l->told.ended, __ATOMIC_RELAXED);
-}
-
-bool nbd_unflushed(const struct nbd *n)
-{
-	return __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE) !=
-	       __atomic_load_n(&n->flushed, __ATOMIC_ACQUIRE);
-}
-
-void nbd_fail_flush(struct nbd *n)
-{
-	__atomic_store_n(&n->fail_flush, true, __ATOMIC_RELEASE);
 }

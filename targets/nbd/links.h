@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "nbd/journal.h"
+
 struct ublkd_target_ops;
 struct nbd;
 
@@ -36,7 +38,9 @@ enum nbd_loss {
 struct nbd_config {
 	uint32_t nr_links; /* at most NBD_MAX_LINKS; one per queue */
 	uint64_t timeout_ns; /* of a request; 0: none */
+	uint64_t window_ns; /* that one request waits in all; 0: for ever */
 	int lost_fd; /* an eventfd that hears of every loss */
+	uint64_t journal_bytes; /* 0: what may be lost is not remembered */
 };
 
 struct nbd_status {
@@ -76,7 +80,20 @@ void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out);
  */
 bool nbd_unflushed(const struct nbd *n);
 
-/* They are lost, and the next flush says so: it fails. */
+/*
+ * They are lost, and flushes say so: of each link the first that is answered
+ * from here on fails.
+ */
 void nbd_fail_flush(struct nbd *n);
+
+/*
+ * Those writes, in the order in which they were acknowledged: how many there
+ * are; at most `max` are written. Their data is in the file that is the
+ * target's first. Only while nothing is connected.
+ */
+uint32_t nbd_journal(struct nbd *n, struct nbd_entry *out, uint32_t max);
+
+/* Whether the journal is not complete. */
+bool nbd_journal_broken(const struct nbd *n);
 
 #endif

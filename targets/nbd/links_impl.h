@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* A link from the inside, for links.c, connection.c and transmission.c. */
+/* A link from the inside, for links.c, connection.c, transmission.c and unflushed.c. */
 #ifndef UBLKD_NBD_LINKS_IMPL_H
 #define UBLKD_NBD_LINKS_IMPL_H
 
 #include <pthread.h>
 
 #include "group.h"
+#include "journal.h"
 #include "links.h"
 #include "own.h"
 #include "wire.h"
 
-#define NBD_SOCKET 1 /* the fixed file of the connection */
+enum { OWN_REPLY, OWN_TICK, OWN_FLUSH }; /* ids of own.h */
+
+#define NBD_JOURNAL 1 /* the fixed file of the journal, if there is one */
 
 enum slot_state {
 	SLOT_FREE,
@@ -26,7 +29,9 @@ struct slot {
 	enum slot_state state;
 	uint16_t serial; /* of its use, in the cookie */
 	bool refused; /* the server's answer is an error */
-	uint64_t sent_at; /* ns */
+	uint64_t sent_at; /* ns, as is: */
+	uint64_t lost_at; /* its connection, for the first time; 0: never */
+	int64_t ticket; /* of the journal; -1: none */
 	uint64_t covers; /* of a FLUSH: acknowledged writes before it */
 	struct nbd_request request;
 };
@@ -50,9 +55,14 @@ struct link {
 	int next_fd; /* of a connection that cannot begin yet; -1: none */
 	bool receiving; /* a reply is awaited */
 	bool ticking;
+	bool starved; /* some of what is kept waits for room in the journal */
+	bool flushing; /* a flush of our own is being sent */
+	uint64_t heard_at; /* ns: the last reply */
+	uint64_t lost_at; /* ns: the last connection */
+	uint32_t failed_flushes; /* of disk->lost_flushes */
 	uint32_t nr_active; /* slots that are neither free nor kept */
 	uint32_t nr_kept;
-	struct slot *slots;
+	struct slot *slots; /* one per tag, and that of a flush of our own */
 	struct nbd_reply reply;
 };
 
@@ -61,7 +71,11 @@ struct nbd {
 	pthread_mutex_t lock;
 	uint64_t acked; /* writes, ever; atomic, as are: */
 	uint64_t flushed; /* those that a flush has covered */
-	bool fail_flush;
+	uint32_t lost_flushes; /* how often a flush has to fail, on each link */
+	bool starved; /* a link is */
+	bool journal_broken;
+	struct journal *journal; /* NULL: none is kept */
+	uint16_t socket; /* the fixed file of a queue's connection */
 	struct link links[NBD_MAX_LINKS];
 };
 
@@ -82,6 +96,9 @@ static inline void link_count(struct link *l)
 /* The connection is given up; does nothing where there is none. */
 void link_lose(struct link *l, enum nbd_loss why, int err);
 
+/* Every request that is kept is submitted once more. */
+void link_submit_kept(struct link *l);
+
 /* Something has ended: perhaps the next connection can begin. */
 void link_look_again(const struct link *l);
 
@@ -96,5 +113,34 @@ void link_end(void *target);
 
 /* The next reply is awaited. */
 void link_receive(struct link *l);
+
+/* The slot's header, for what `e` says; its answer is awaited from now on. */
+void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e);
+
+/* Looks for late answers from now on. */
+void link_tick_later(struct link *l);
+
+/* --- unflushed.c ------------------------------------------------------- */
+
+/* If requests wait for room in the journal: something may have changed. */
+void link_make_room(struct link *l);
+
+/* The flush of our own was answered, with an error of the server's or 0. */
+void link_on_room(struct link *l, uint32_t error);
+
+bool link_is_journaled(const struct link *l, uint16_t command);
+
+/* Of struct ublkd_target_ops. */
+int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
+
+/* A write was acknowledged, a flush was, or the journal has lost a write. */
+void nbd_note_write(struct nbd *n, int64_t ticket);
+void nbd_note_flush(struct nbd *n, uint64_t covers);
+void nbd_break_journal(struct nbd *n);
+
+/* --- links.c ----------------------------------------------------------- */
+
+/* The inbox has something new; the lock is held. */
+void link_wake(const struct link *l);
 
 #endif

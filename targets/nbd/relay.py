@@ -120,6 +120,10 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="nbd-tls", daemon=True)
         self._thread.start()
 
+    def wait(self) -> None:
+        """Until it has ended because one side has: little more than ``LINGER`` seconds."""
+        self._thread.join(2 * LINGER)
+
     def close(self) -> None:
         """End it now, whatever is under way. May be called again."""
         with self._closing:

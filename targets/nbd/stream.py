@@ -76,7 +76,7 @@ class Stream:
         self.socket = sock
         self._patience = patience
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """All of it."""
         left = memoryview(data)
         while left:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Self
 
 from ublkd._core import lib
 from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.target import API_VERSION, Native, Option, OptionValue, Params
+from ublkd.targets.nbd import tls
 from ublkd.targets.nbd.connect import Connection, connect, with_certificates
-from ublkd.targets.nbd.dial import Address, addresses_of
+from ublkd.targets.nbd.dial import addresses_of
 from ublkd.targets.nbd.export import PAGE, Export
-from ublkd.targets.nbd.keeper import Keeper, Settings
-from ublkd.targets.nbd.stream import Patience, TimedOut
+from ublkd.targets.nbd.keeper import Dial, Keeper, Settings, worse
+from ublkd.targets.nbd.stream import Patience
 from ublkd.targets.nbd.uri import FORMS, Uri, parse
 from ublkd.targets.nbd.verbs import OPEN_TIMEOUT, TLS_CERTIFICATES
 
-SECTOR = 512
-UNBOUNDED = 0xFFFFFFFF // SECTOR * SECTOR
-"""Bytes: the most that a request without data can name, here as in the protocol."""
+MOST_ZEROES = 32 << 20
+"""Bytes of the longest request without data."""
 MOST_IO = 1 << 20
 """Bytes of the largest request with data: servers differ in what they take beyond."""
-MEMBERS = 2
-"""Of one request: a WRITE's header and its bytes."""
+MEMBERS = 3
+"""Of one request: a WRITE's header, its bytes, and their way into the journal."""
 
 WINDOW, REQUEST_TIMEOUT = 30.0, 60.0
 
@@ -65,11 +66,11 @@ class NbdTarget:
         OPEN_TIMEOUT,
         Option(
             name="after-reconnect",
-            help="what becomes of writes that the server may have lost: strict (the next flush "
-            "fails; default), trust (nothing is lost)",
+            help="writes that no flush has covered may be lost with a server: replay (they are "
+            "written again; default), strict (the next flush fails), trust (they are not lost)",
             kind="choice",
-            choices=("strict", "trust"),
-            default="strict",
+            choices=("replay", "strict", "trust"),
+            default="replay",
         ),
         TLS_CERTIFICATES,
         Option(name="read-only", help="never write", kind="flag", default=False),
@@ -80,12 +81,11 @@ class NbdTarget:
         settings: Settings,
         connections: Sequence[Connection],
         *,
-        timeout: float = REQUEST_TIMEOUT,
+        dial: Dial,
         read_only: bool = False,
         warnings: Sequence[str] = (),
-        addresses: Sequence[Address] | None = None,
     ) -> None:
-        """Takes the connections over, to close them. ``timeout`` is of a request, in seconds."""
+        """Takes the connections over, to close them; ``dial`` makes others."""
         self._settings = settings
         self._export = connections[0].export
         self._warnings = list(warnings)
@@ -94,9 +94,15 @@ class NbdTarget:
                 f"the last {self._export.left_out} bytes are not a whole block and are left out"
             )
         self.params = _params(self._export, settings.connections, read_only=read_only)
-        self._keeper = Keeper(
-            settings, connections, timeout=timeout, max_io=self.params.max_io, addresses=addresses
-        )
+        for other in connections[1:]:
+            if why := worse(other.export, self._export, self.params, len(connections)):
+                raise UblkdError(
+                    f"{printable(str(settings.uri))}: its connections lead to two exports: {why}",
+                    hint="one name for several machines? Name one of them",
+                )
+        if self.params.read_only or not self._export.flush:  # nothing can be lost
+            settings = replace(settings, after_reconnect="trust")
+        self._keeper = Keeper(settings, connections, params=self.params, dial=dial)
 
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
@@ -110,30 +116,31 @@ class NbdTarget:
         asked, seconds = options["connections"], options["open_timeout"]
         assert isinstance(asked, int)
         assert isinstance(seconds, float)
-        addresses = _addresses(uri, seconds)
-        made = [connect(uri, seconds, addresses=addresses)]
+        dial = _dialler(uri, seconds)
+        made = [dial(seconds, None)]
         try:
             number, warnings = _connections(asked, made[0].export)
-            made += [connect(uri, seconds, addresses=addresses) for _ in range(number - 1)]
+            while len(made) < number:
+                made.append(dial(seconds, None))
             settings = Settings(
                 uri=uri,
                 connections=number,
                 open_timeout=seconds,
+                timeout=timeout,
                 window=_seconds(options["reconnect_window"]),
                 after_reconnect=str(options["after_reconnect"]),
             )
-            return cls(
-                settings, made, timeout=timeout, read_only=bool(options["read_only"]),
-                warnings=warnings, addresses=addresses,
-            )  # fmt: skip
+            read_only = bool(options["read_only"])
+            return cls(settings, made, dial=dial, read_only=read_only, warnings=warnings)
         except BaseException:
             for connection in made:
                 connection.socket.close()
             raise
 
     def files(self) -> Sequence[int]:
-        """None: connections come and go."""
-        return ()
+        """The journal of writes, if there is one; connections come and go."""
+        journal = self._keeper.journal
+        return (journal.fd,) if journal else ()
 
     def native(self) -> Native:
         """See transmission.c."""
@@ -172,14 +179,17 @@ def _seconds(value: OptionValue) -> float:
     return value
 
 
-def _addresses(uri: Uri, seconds: float) -> Sequence[Address]:
-    """Looked up once: later the resolver's files may be on the disk itself."""
+def _dialler(uri: Uri, seconds: float) -> Dial:
+    """What connects, as often as it is asked.
+
+    Names are looked up and certificates read once: later their files may be on the disk itself.
+    """
     try:
-        return addresses_of(uri, Patience(seconds))
+        addresses = addresses_of(uri, Patience(seconds))
+        context = tls.context(uri) if uri.tls else None
     except UblkdError as error:
         raise type(error)(f"{printable(str(uri))}: {error.message}", hint=error.hint) from error
-    except TimedOut as error:  # it has words of its own where there is a name
-        raise UblkdError(f"{printable(str(uri))}: no address in time") from error
+    return lambda left, stop: connect(uri, left, stop=stop, addresses=addresses, context=context)
 
 
 def _connections(asked: int, export: Export) -> tuple[int, list[str]]:
@@ -195,10 +205,14 @@ def _connections(asked: int, export: Export) -> tuple[int, list[str]]:
 
 def _params(export: Export, connections: int, *, read_only: bool) -> Params:
     read_only = read_only or export.read_only
-    # what a server takes without data is not bounded by the protocol; those that name a size
-    # keep to it there as well
-    most = export.maximum if export.sizes else UNBOUNDED
-    most = min(most, UNBOUNDED) // export.block * export.block
+    # without data a request may be longer, but a server may take too long for it
+    most = min(export.maximum, MOST_ZEROES)
+    most_io = min(export.maximum, MOST_IO) // PAGE * PAGE
+    if not most_io:
+        raise UblkdError(
+            f"the server takes {export.maximum} bytes at once, and a disk needs {PAGE}",
+            hint="serve it with a larger maximum block size",
+        )
     best = min(export.preferred, MOST_IO)
     return Params(
         size=export.disk_size,
@@ -210,11 +224,11 @@ def _params(export: Export, connections: int, *, read_only: bool) -> Params:
         rotational=export.rotational,
         volatile_cache=export.flush and not read_only,
         fua=export.fua and not read_only,
-        discard_granularity=best if export.trim and not read_only else 0,
+        discard_granularity=0 if read_only else best,  # of zeroes as well
         max_discard=most if export.trim and not read_only else 0,
         max_write_zeroes=most if export.write_zeroes and not read_only else 0,
         max_members=MEMBERS,
-        max_io=min(export.maximum, MOST_IO),
+        max_io=most_io,
         queues=connections,
         streams=1,
     )

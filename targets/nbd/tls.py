@@ -113,7 +113,7 @@ def start(made: ssl.SSLContext, sock: socket, uri: Uri, patience: Patience) -> s
     wrapped = made.wrap_socket(sock, server_hostname=_name(uri), do_handshake_on_connect=False)
     try:
         Stream(wrapped, patience).patiently(wrapped.do_handshake, blocked=select.POLLIN)
-    except (ssl.SSLError, ConnectionError) as error:
+    except OSError as error:
         wrapped.close()
         raise failed(error, uri) from error
     except BaseException:

@@ -16,12 +16,11 @@
 #define NS_PER_MS 1000000ULL
 #define MAX_TICK (1000 * NS_PER_MS)
 #define MIN_TICK (10 * NS_PER_MS)
-
-enum { OWN_REPLY, OWN_TICK }; /* ids */
+#define PATIENCE 10 /* times the timeout: see is_late() */
 
 /* --- sending ----------------------------------------------------------- */
 
-static void tick_later(struct link *l)
+void link_tick_later(struct link *l)
 {
 	uint64_t ns = l->disk->cfg.timeout_ns / 8;
 
@@ -68,60 +67,101 @@ static uint64_t cookie_of(const struct link *l, uint16_t tag)
 	       (uint64_t)l->slots[tag].serial << 16 | tag;
 }
 
-static void send_request(struct link *l, struct group *g, uint16_t command,
-			 uint16_t flags)
+/* The slot's header, for what `e` says; its answer is awaited from now on. */
+void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e)
 {
-	struct slot *s = link_slot(l, g);
-	bool is_flush = command == NBD_FLUSH;
-	uint32_t length = is_flush ? 0 : (uint32_t)iod_bytes(g->iod);
-	int ret;
+	struct slot *s = &l->slots[tag];
 
 	s->state = SLOT_SENT;
 	s->serial++;
 	s->refused = false;
 	s->sent_at = stats_now();
-	if (is_flush)
+	if (e->command == NBD_FLUSH)
 		s->covers = __atomic_load_n(&l->disk->acked, __ATOMIC_ACQUIRE);
 	s->request = (struct nbd_request){
 		.magic = htobe32(NBD_REQUEST_MAGIC),
-		.flags = htobe16(flags),
-		.command = htobe16(command),
-		.cookie = htobe64(cookie_of(l, g->tag)),
-		.offset = htobe64(is_flush ? 0 : iod_offset(g->iod)),
-		.length = htobe32(length),
+		.flags = htobe16(e->flags),
+		.command = htobe16(e->command),
+		.cookie = htobe64(cookie_of(l, tag)),
+		.offset = htobe64(e->offset),
+		.length = htobe32(e->length),
 	};
+}
+
+static void send_request(struct link *l, struct group *g,
+			 const struct nbd_entry *e)
+{
+	const struct nbd *n = l->disk;
+	struct slot *s = link_slot(l, g);
+	bool is_write = e->command == NBD_WRITE;
+	int ret;
+
+	link_prepare(l, g->tag, e);
 	group_hold(g);
-	ret = group_send_memory(g, NBD_SOCKET, &s->request, sizeof(s->request),
-				command == NBD_WRITE ? MSG_MORE : 0);
-	if (ret == 0 && command == NBD_WRITE)
-		ret = group_send(g, NBD_SOCKET, 0, length, 0);
+	ret = group_send_memory(g, n->socket, &s->request, sizeof(s->request),
+				is_write ? MSG_MORE : 0);
+	if (ret == 0 && is_write)
+		ret = group_send(g, n->socket, 0, e->length, 0);
+	if (ret == 0 && is_write && s->ticket >= 0)
+		(void)group_write(g, NBD_JOURNAL,
+				  journal_position(n->journal, s->ticket), 0,
+				  e->length, 0);
 	if (ret < 0)
 		link_lose(l, NBD_LOST_SOCKET, ret);
 	else
-		tick_later(l);
+		link_tick_later(l);
+}
+
+/* Whether this flush is the one that tells of writes that are lost. */
+static bool must_fail(struct link *l)
+{
+	uint32_t lost =
+		__atomic_load_n(&l->disk->lost_flushes, __ATOMIC_ACQUIRE);
+	bool must = lost != l->failed_flushes;
+
+	l->failed_flushes = lost;
+	return must;
 }
 
 static int submit(void *target, struct group *g,
 		  const struct ublksrv_io_desc *iod)
 {
 	struct link *l = target;
+	struct slot *s = link_slot(l, g);
 	uint16_t flags;
 	int command = command_of(iod, &flags);
+	bool is_flush = command == NBD_FLUSH;
+	struct nbd_entry e;
 
 	if (command < 0)
 		return command;
+	e = (struct nbd_entry){
+		.command = (uint16_t)command,
+		.flags = flags,
+		.offset = is_flush ? 0 : iod_offset(iod),
+		.length = is_flush ? 0 : (uint32_t)iod_bytes(iod),
+	};
 	if (l->state == NBD_FAILING)
 		return -EIO;
-	if (command == NBD_FLUSH &&
-	    __atomic_exchange_n(&l->disk->fail_flush, false, __ATOMIC_ACQ_REL))
+	if (is_flush && must_fail(l))
 		return -EIO;
 	l->nr_active++;
 	link_count(l);
-	if (l->state == NBD_CONNECTED)
-		send_request(l, g, (uint16_t)command, flags);
-	else
-		link_slot(l, g)->state =
-			SLOT_LOST; /* kept when submit is over */
+	s->state = SLOT_LOST; /* kept when this is over, unless it is sent */
+	s->ticket = -1;
+	if (l->state != NBD_CONNECTED)
+		return 0;
+	if (link_is_journaled(l, e.command)) {
+		s->ticket = journal_take(l->disk->journal, &e);
+		if (s->ticket < 0) {
+			l->starved = true;
+			__atomic_store_n(&l->disk->starved, true,
+					 __ATOMIC_RELEASE);
+			link_make_room(l);
+			return 0;
+		}
+	}
+	send_request(l, g, &e);
 	return 0;
 }
 
@@ -140,26 +180,22 @@ static int errno_of(uint32_t error)
 }
 
 /* Writes that a flush has to cover, and the flushes that do. */
-static void note_success(struct link *l, const struct slot *s)
+static void note_success(struct link *l, struct slot *s)
 {
 	struct nbd *n = l->disk;
-	uint16_t flags = be16toh(s->request.flags);
-	uint64_t seen;
+	bool fua = be16toh(s->request.flags) & NBD_FLAG_FUA;
 
 	switch (be16toh(s->request.command)) {
 	case NBD_WRITE:
 	case NBD_TRIM:
 	case NBD_WRITE_ZEROES:
-		if (!(flags & NBD_FLAG_FUA))
-			__atomic_add_fetch(&n->acked, 1, __ATOMIC_ACQ_REL);
+		/* in a journal even that: it may stand behind one that is not */
+		if (!fua || s->ticket >= 0)
+			nbd_note_write(n, s->ticket);
+		s->ticket = -1;
 		break;
 	case NBD_FLUSH:
-		seen = __atomic_load_n(&n->flushed, __ATOMIC_ACQUIRE);
-		while (seen < s->covers &&
-		       !__atomic_compare_exchange_n(
-			       &n->flushed, &seen, s->covers, false,
-			       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-			;
+		nbd_note_flush(n, s->covers);
 		break;
 	default:
 		break;
@@ -175,7 +211,8 @@ static void take_reply(struct link *l, struct group *g, uint32_t error)
 		note_success(l, s);
 	if (error == 0 && is_read) {
 		s->state = SLOT_RECEIVING;
-		(void)group_recv(g, NBD_SOCKET, 0, be32toh(s->request.length));
+		(void)group_recv(g, l->disk->socket, 0,
+				 be32toh(s->request.length));
 	} else {
 		s->state = SLOT_ANSWERED;
 		s->refused = error;
@@ -188,27 +225,26 @@ void link_receive(struct link *l)
 {
 	if (l->state != NBD_CONNECTED)
 		return;
-	l->receiving = !own_recv(l->own, OWN_REPLY, NBD_SOCKET, &l->reply,
+	l->receiving = !own_recv(l->own, OWN_REPLY, l->disk->socket, &l->reply,
 				 sizeof(l->reply));
 	if (!l->receiving)
 		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
 }
 
-/* The request that a cookie names and that waits for an answer, or NULL. */
-static struct group *asked(const struct link *l, uint64_t cookie)
+/* Whether a cookie names a request that waits for an answer. */
+static bool was_asked(const struct link *l, uint64_t cookie)
 {
 	uint16_t tag = (uint16_t)cookie;
 
-	if (tag >= own_depth(l->own) || l->slots[tag].state != SLOT_SENT ||
-	    cookie != cookie_of(l, tag))
-		return NULL;
-	return own_group(l->own, tag);
+	return tag <= own_depth(l->own) && l->slots[tag].state == SLOT_SENT &&
+	       cookie == cookie_of(l, tag);
 }
 
 static void on_reply(struct link *l, int res)
 {
 	uint32_t error = be32toh(l->reply.error);
-	struct group *g;
+	uint64_t cookie = be64toh(l->reply.cookie);
+	uint16_t tag = (uint16_t)cookie;
 
 	l->receiving = false;
 	if (l->state != NBD_CONNECTED) {
@@ -223,8 +259,7 @@ static void on_reply(struct link *l, int res)
 		link_lose(l, NBD_LOST_MAGIC, 0);
 		return;
 	}
-	g = asked(l, be64toh(l->reply.cookie));
-	if (!g) {
+	if (!was_asked(l, cookie)) {
 		link_lose(l, NBD_LOST_COOKIE, 0);
 		return;
 	}
@@ -232,16 +267,33 @@ static void on_reply(struct link *l, int res)
 		link_lose(l, NBD_LOST_SHUTDOWN, 0);
 		return;
 	}
-	take_reply(l, g, error);
+	l->heard_at = stats_now();
+	if (tag == own_depth(l->own))
+		link_on_room(l, error);
+	else
+		take_reply(l, own_group(l->own, tag), error);
 	link_receive(l);
 }
 
 /* --- time -------------------------------------------------------------- */
 
+/*
+ * The answer of a request is late when for so long no other came either: what
+ * stands behind others in a slow line is not forgotten. A flush or a zeroing
+ * may take a server long, and so may what it does meanwhile, but not for ever.
+ */
 static bool is_late(const struct link *l, const struct slot *s, uint64_t now)
 {
-	return (s->state == SLOT_SENT || s->state == SLOT_RECEIVING) &&
-	       now - s->sent_at > l->disk->cfg.timeout_ns;
+	uint64_t limit = l->disk->cfg.timeout_ns;
+	uint16_t command = be16toh(s->request.command);
+	bool quick = command == NBD_READ || command == NBD_WRITE;
+
+	if (s->state != SLOT_SENT && s->state != SLOT_RECEIVING &&
+	    s->state != SLOT_ANSWERED)
+		return false;
+	if (now - s->sent_at > PATIENCE * limit)
+		return true;
+	return quick && now - s->sent_at > limit && now - l->heard_at > limit;
 }
 
 static void on_tick(struct link *l)
@@ -250,19 +302,30 @@ static void on_tick(struct link *l)
 	uint64_t now = stats_now();
 
 	l->ticking = false;
-	for (uint16_t tag = 0; tag < depth; tag++)
+	for (uint16_t tag = 0; tag <= depth; tag++)
 		if (is_late(l, &l->slots[tag], now))
 			link_lose(l, NBD_LOST_TIMEOUT, -ETIMEDOUT);
-	if (l->nr_active)
-		tick_later(l);
+	if (l->nr_active || l->flushing)
+		link_tick_later(l);
 }
 
 static void on_own(void *target, unsigned int id, int res)
 {
-	if (id == OWN_REPLY)
-		on_reply(target, res);
-	else
-		on_tick(target);
+	struct link *l = target;
+
+	switch (id) {
+	case OWN_REPLY:
+		on_reply(l, res);
+		break;
+	case OWN_TICK:
+		on_tick(l);
+		break;
+	default:
+		l->flushing = false; /* it is sent, or lost */
+		if (res < 0)
+			link_lose(l, NBD_LOST_SOCKET, res);
+		link_look_again(l);
+	}
 }
 
 static const struct ublkd_target_ops ops = {
@@ -270,6 +333,7 @@ static const struct ublkd_target_ops ops = {
 	.flags = UBLKD_ANSWERS_LATE,
 	.name = "nbd",
 	.submit = submit,
+	.on_cqe = link_on_cqe,
 	.start = link_start,
 	.end = link_end,
 	.bye = link_bye,

@@ -245,7 +245,7 @@ void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 	}
 	if (cqe_flags & IORING_CQE_F_NOTIF)
 		res = m->sent;
-	if (ops->on_cqe)
+	if (ops->on_cqe && g != g->env->own->group)
 		res = ops->on_cqe(g->env->target, g, index, res);
 	verdict = judge(g, m, res);
 	switch (verdict) {

@@ -115,6 +115,6 @@ void groups_answered(struct group_env *env)
 		while (n--)
 			group_member_over(g);
 	}
-	if (env->ops->on_wake)
+	if (env->ops->on_wake && env->own->started && !env->own->ending)
 		env->ops->on_wake(env->target);
 }

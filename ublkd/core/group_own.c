@@ -92,6 +92,8 @@ static int transfer(struct own *o, unsigned int id, const struct member *m)
 
 	if (!lane)
 		return -ENOTSOCK;
+	if (o->ending)
+		return -ECANCELED;
 	if (lane->error)
 		return lane->error;
 	begin(o, id, m);
@@ -131,6 +133,8 @@ void own_delay(struct own *o, unsigned int id, uint64_t ns)
 			  .tv_nsec = (long long)(ns % 1000000000) },
 	};
 
+	if (o->ending)
+		return;
 	begin(o, id, &m);
 	member_issue(o->group, id);
 }

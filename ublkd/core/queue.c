@@ -233,7 +233,8 @@ static void tear_down(struct queue *q)
 {
 	end_own(q);
 	ring_deinit(&q->ring);
-	groups_end(&q->env);
+	if (!q->nr_serving)
+		groups_end(&q->env);
 	munmap((void *)(uintptr_t)q->iods, q->iods_bytes);
 	/* the ring ends behind our back: what its members use must stay */
 	if (!q->nr_serving)

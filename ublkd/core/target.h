@@ -16,7 +16,7 @@
 struct group;
 struct own;
 
-#define UBLKD_TARGET_ABI 1
+#define UBLKD_TARGET_ABI 2
 
 /* What a target needs of its queues: ublkd_target_ops.flags. */
 #define UBLKD_ANSWERS_LATE (1U << 0) /* group_answer() */

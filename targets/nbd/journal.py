@@ -1,0 +1,58 @@
+"""The memory of what a server has acknowledged and may forget. journal.c says what is in it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+from ublkd._core import ffi, lib
+from ublkd.errors import UblkdError, reason
+from ublkd.targets.nbd.replay import Write
+from ublkd.targets.nbd.wire import Command
+
+BYTES = 16 << 20
+"""Of data; when it is full a flush makes room."""
+
+
+class Journal:
+    """A file in memory, into which the pages of requests can be written."""
+
+    def __init__(self, size: int = BYTES) -> None:
+        """``size`` in bytes, all of it taken now. Raises UblkdError."""
+        self.bytes = size
+        self.fd = os.memfd_create("ublkd-nbd-journal", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(self.fd, 0, size)
+            self._map = mmap.mmap(self.fd, size, prot=mmap.PROT_READ)
+        except OSError as error:
+            os.close(self.fd)
+            raise UblkdError(
+                f"no memory for the journal of writes: {reason(error)}",
+                hint=f"it takes {size >> 20} MiB; --after-reconnect strict needs none",
+            ) from error
+
+    def writes(self, links: Any) -> list[Write]:
+        """All that is in it, in the order of the acknowledgements. Only while nothing is
+        connected; the data is valid until then.
+        """
+        count = lib.nbd_journal(links, ffi.NULL, 0)
+        entries = ffi.new("struct nbd_entry[]", count)
+        assert lib.nbd_journal(links, entries, count) == count
+        whole = memoryview(self._map)
+        return [
+            Write(
+                entry.command,
+                entry.flags,
+                entry.offset,
+                entry.length,
+                whole[entry.position : entry.position + entry.length]
+                if entry.command == Command.WRITE
+                else b"",
+            )
+            for entry in entries
+        ]
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self.fd)

@@ -1,0 +1,76 @@
+"""Telling a server again what it may have lost, before anything else goes over a new connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ublkd.targets.nbd import wire
+from ublkd.targets.nbd.export import Refusal
+from ublkd.targets.nbd.stream import Patience, Stream, TimedOut
+from ublkd.targets.nbd.wire import SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, Command, Error
+
+MOST = 64
+"""Requests on their way at a time: their replies fit into what any socket holds."""
+MOST_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Write:
+    """A write, a trim or a zeroing that was acknowledged. Offset and length are bytes."""
+
+    command: int
+    flags: int
+    offset: int
+    length: int
+    data: memoryview | bytes = b""
+
+
+def _rounds(writes: Sequence[Write]) -> Iterator[list[Write]]:
+    """In their order; those of one round do not overlap, so a server may do them in any."""
+    round_: list[Write] = []
+    for write in writes:
+        full = len(round_) == MOST or sum(len(w.data) for w in round_) >= MOST_BYTES
+        end = write.offset + write.length
+        if full or any(w.offset < end and write.offset < w.offset + w.length for w in round_):
+            yield round_
+            round_ = []
+        round_.append(write)
+    if round_:
+        yield round_
+
+
+def replay(stream: Stream, writes: Sequence[Write], patience: Patience) -> None:
+    """All of them, each acknowledged. Raises Refusal, Stopped or OSError."""
+    replies = b""
+    try:
+        for round_ in _rounds(writes):
+            waiting = set(range(len(round_)))
+            for cookie, write in enumerate(round_):
+                stream.send(wire.pack_request(
+                    Command(write.command), cookie, write.offset, write.length, write.flags
+                ))  # fmt: skip
+                if write.data:
+                    stream.send(write.data)
+            while waiting:
+                if not (data := stream.recv()):
+                    raise ConnectionResetError
+                replies += data
+                while len(replies) >= SIMPLE_REPLY.size:
+                    _take(replies[: SIMPLE_REPLY.size], waiting)
+                    replies = replies[SIMPLE_REPLY.size :]
+    except TimedOut:
+        raise Refusal(f"what it may have lost was not written again within {patience.seconds:g} "
+                      "seconds") from None  # fmt: skip
+    if replies:
+        raise Refusal("what the server sent is no reply")
+
+
+def _take(raw: bytes, waiting: set[int]) -> None:
+    magic, error, cookie = SIMPLE_REPLY.unpack(raw)
+    if magic != SIMPLE_REPLY_MAGIC or cookie not in waiting:
+        raise Refusal("what the server sent is no reply")
+    if error:
+        name = Error(error).name if error in list(Error) else str(error)
+        raise Refusal(f"it refuses what it had acknowledged before: {name}")
+    waiting.remove(cookie)

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a server has acknowledged and no flush has covered: it may be lost
+ * with the server. Counted, and with a journal kept to be told again; without
+ * room there requests wait for a flush of our own.
+ */
+#include <errno.h>
+
+#include "group.h"
+#include "links_impl.h"
+#include "own.h"
+
+/* A link that waits for room may find some now. */
+static void wake_starved(struct nbd *n)
+{
+	if (!__atomic_load_n(&n->starved, __ATOMIC_ACQUIRE))
+		return;
+	pthread_mutex_lock(&n->lock);
+	__atomic_store_n(&n->starved, false, __ATOMIC_RELEASE);
+	for (uint32_t i = 0; i < n->cfg.nr_links; i++)
+		link_wake(&n->links[i]);
+	pthread_mutex_unlock(&n->lock);
+}
+
+void nbd_note_write(struct nbd *n, int64_t ticket)
+{
+	uint64_t order = __atomic_add_fetch(&n->acked, 1, __ATOMIC_ACQ_REL);
+
+	if (ticket >= 0)
+		journal_keep(n->journal, ticket, order);
+	wake_starved(n);
+}
+
+void nbd_note_flush(struct nbd *n, uint64_t covers)
+{
+	uint64_t seen = __atomic_load_n(&n->flushed, __ATOMIC_ACQUIRE);
+
+	while (seen < covers &&
+	       !__atomic_compare_exchange_n(&n->flushed, &seen, covers, false,
+					    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		;
+	if (n->journal)
+		journal_flushed(n->journal, covers);
+	wake_starved(n);
+}
+
+void nbd_break_journal(struct nbd *n)
+{
+	__atomic_store_n(&n->journal_broken, true, __ATOMIC_RELEASE);
+	wake_starved(n);
+}
+
+bool nbd_journal_broken(const struct nbd *n)
+{
+	return __atomic_load_n(&n->journal_broken, __ATOMIC_ACQUIRE);
+}
+
+uint32_t nbd_journal(struct nbd *n, struct nbd_entry *out, uint32_t max)
+{
+	return n->journal ? journal_list(n->journal, out, max) : 0;
+}
+
+bool nbd_unflushed(const struct nbd *n)
+{
+	return __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE) !=
+	       __atomic_load_n(&n->flushed, __ATOMIC_ACQUIRE);
+}
+
+void nbd_fail_flush(struct nbd *n)
+{
+	/* once is enough: from here on they count as told of */
+	__atomic_store_n(&n->flushed,
+			 __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE),
+			 __ATOMIC_RELEASE);
+	__atomic_add_fetch(&n->lost_flushes, 1, __ATOMIC_ACQ_REL);
+}
+
+/* --- room in the journal ----------------------------------------------- */
+
+bool link_is_journaled(const struct link *l, uint16_t command)
+{
+	return l->disk->journal && !nbd_journal_broken(l->disk) &&
+	       (command == NBD_WRITE || command == NBD_TRIM ||
+		command == NBD_WRITE_ZEROES);
+}
+
+/* A flush of our own makes room; what has none is kept until then. */
+void link_make_room(struct link *l)
+{
+	const struct nbd_entry flush = { .command = NBD_FLUSH };
+	uint16_t tag = own_depth(l->own);
+	struct slot *s = &l->slots[tag];
+
+	if (!l->starved || l->state != NBD_CONNECTED)
+		return;
+	if (nbd_journal_broken(l->disk)) {
+		l->starved = false;
+		link_submit_kept(l);
+		return;
+	}
+	if (l->flushing || s->state == SLOT_SENT ||
+	    !journal_can_shrink(l->disk->journal))
+		return; /* whoever is acknowledged next comes here again */
+	link_prepare(l, tag, &flush);
+	l->flushing = !own_send(l->own, OWN_FLUSH, l->disk->socket, &s->request,
+				sizeof(s->request), 0);
+	if (l->flushing)
+		link_tick_later(l);
+	else
+		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
+}
+
+void link_on_room(struct link *l, uint32_t error)
+{
+	struct slot *s = &l->slots[own_depth(l->own)];
+
+	s->state = SLOT_FREE;
+	if (error)
+		nbd_break_journal(l->disk);
+	else
+		nbd_note_flush(l->disk, s->covers);
+	l->starved = false;
+	link_submit_kept(l);
+}
+
+/* ops->on_cqe: a write that the journal does not have is not replayed. */
+int link_on_cqe(void *target, struct group *g, unsigned int member, int res)
+{
+	struct link *l = target;
+
+	if (g->members[member].file != NBD_JOURNAL || !l->disk->journal ||
+	    res >= 0 || res == -EAGAIN || res == -EINTR)
+		return res;
+	nbd_break_journal(l->disk);
+	group_excuse(g, member);
+	return res;
+}
