@@ -7,13 +7,15 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from . import build
 from .core import Core
 from .driver import Driver, DriverMaker
-from .files import FileMaker
+from .files import FileMaker, open_fds
+from .nbd_disk import DiskMaker, NbdDisk
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +79,19 @@ def new_file() -> Iterator[FileMaker]:
     yield make
     for fd in fds:
         os.close(fd)
+
+
+@pytest.fixture
+def new_disk(core: Core) -> Iterator[DiskMaker]:
+    """NBD disks that leave no descriptor behind, and nothing in flight."""
+    made: list[NbdDisk] = []
+
+    def make(**words: Any) -> NbdDisk:
+        made.append(NbdDisk(core, **words))
+        return made[-1]
+
+    before = open_fds()
+    yield make
+    for disk in made:
+        disk.close()
+    assert open_fds() == before

@@ -223,6 +223,40 @@ class Driver:
         assert ret == 0, f"not committed: {os.strerror(-ret)}"
         return self.result(0)
 
+    def arrive(self, tag: int, op: int, offset: int = 0, size: int = 0, flags: int = 0) -> None:
+        """One request, whatever else is under way; no script is for it."""
+        at, sectors = offset // SECTOR, size // SECTOR
+        ret = self.lib.fake_begin(self._fake, tag, op | flags, at, sectors)
+        assert ret == 0, os.strerror(-ret)
+
+    def script(self, tag: int, member: int, steps: Sequence[Outcome]) -> None:
+        """How the next issues of one member shall end; whatever was written down before."""
+        outcomes = [{"tag": tag, "member": member, "kind": s.kind, "value": s.value} for s in steps]
+        self._memory[1:] = [self.ffi.new("struct outcome[]", outcomes)]
+        self.lib.fake_script(self._fake, self._memory[1], len(outcomes))
+
+    def turn(self, ns: int = 0) -> int:
+        """One turn, which waits for `ns` at most: how much has completed."""
+        ret = int(self.lib.fake_turn(self._fake, ns))
+        if broken := self.lib.fake_broken(self._fake):
+            raise AssertionError(self.ffi.string(broken).decode())
+        assert ret >= 0, os.strerror(-ret)
+        return ret
+
+    @property
+    def ready_fd(self) -> int:
+        """Readable when a turn may bring something: of a target with a part of its own."""
+        return int(self.lib.fake_fd(self._fake))
+
+    @property
+    def in_flight(self) -> int:
+        """Members and commands, the target's own ones among them."""
+        return int(self.lib.fake_in_flight(self._fake))
+
+    def end(self) -> int:
+        """Of the target's own part."""
+        return int(self.lib.fake_end(self._fake))
+
     @property
     def batches(self) -> int:
         """How often a batched target was called."""

@@ -10,11 +10,8 @@
 #define RUN_NS 5000000000ULL
 #define NOWHERE 15 /* a registered ring that nobody has registered */
 
-/*
- * Everything that the engine has put into the SQ since the last look. A ring
- * that has failed submits no more, so it may hold anything.
- */
-static void look(struct fake *f)
+/* A ring that has failed submits no more, so it may hold anything. */
+void fake_look(struct fake *f)
 {
 	if (f->cfg.watch && !f->ring.error)
 		watch_look(&f->watch);
@@ -28,7 +25,7 @@ static void look_at(const struct io_uring *ring)
 {
 	for (struct fake *f = fakes; f; f = f->next)
 		if (&f->ring.uring == ring)
-			look(f);
+			fake_look(f);
 }
 
 void fake_enlist(struct fake *f)
@@ -71,7 +68,7 @@ void fake_commit(struct group *g, int result)
 {
 	struct fake *f = g->env->owner;
 
-	look(f);
+	fake_look(f);
 	if (f->cfg.watch && !f->ring.error)
 		watch_commit(&f->watch, g->tag);
 	f->commits[g->tag]++;
@@ -88,6 +85,10 @@ static void complete(struct fake *f, uint64_t user_data, int res,
 {
 	struct group *g = &f->groups[(uint16_t)user_data];
 
+	if (user_data & UD_WAKE) {
+		fake_woken(f, res);
+		return;
+	}
 	if (f->cfg.watch)
 		res = watch_ended(&f->watch, user_data, res, flags);
 	switch (user_data & (UD_LEND | UD_UNLEND)) {
@@ -103,10 +104,10 @@ static void complete(struct fake *f, uint64_t user_data, int res,
 	default:
 		group_cqe(g, (uint16_t)(user_data >> 16), res, flags);
 	}
-	look(f);
+	fake_look(f);
 }
 
-static void reap(struct fake *f)
+unsigned int fake_reap(struct fake *f)
 {
 	struct io_uring_cqe *cqe;
 	unsigned int head, n = 0;
@@ -118,7 +119,8 @@ static void reap(struct fake *f)
 	}
 	io_uring_cq_advance(&f->ring.uring, n);
 	groups_turn(&f->env);
-	look(f);
+	fake_look(f);
+	return n;
 }
 
 /* The queue has a READ on it all the time; here it is waited for. */
@@ -131,7 +133,7 @@ static int wait_for_answers(struct fake *f)
 	if (poll(&told, 1, RUN_NS / 1000000) != 1 || eventfd_read(fd, &n))
 		return -ETIME;
 	groups_answered(&f->env);
-	look(f);
+	fake_look(f);
 	return 0;
 }
 
@@ -152,7 +154,7 @@ int fake_begin(struct fake *f, uint16_t tag, uint32_t op_flags, uint64_t sector,
 		    f->cfg.lease == LEASE_AUTO &&
 			    !(op_flags & UBLK_IO_F_NEED_REG_BUF));
 	group_begin(&f->groups[tag], &f->iods[tag], stats_now());
-	look(f);
+	fake_look(f);
 	return 0;
 }
 
@@ -166,15 +168,16 @@ int fake_run(struct fake *f, uint32_t turns)
 	uint64_t until = stats_now() + RUN_NS;
 
 	groups_turn(&f->env); /* what has begun came in one turn */
-	look(f);
-	while (f->nr_serving || f->watch.in_flight) {
+	fake_look(f);
+	while (f->nr_serving || watch_of_requests(&f->watch)) {
 		int ret;
 
 		if (f->watch.broken)
 			return -EPROTO;
 		if (f->watch.unseen)
 			return -EOVERFLOW;
-		if (f->cfg.watch && !f->watch.in_flight && !f->ring.error) {
+		if (f->cfg.watch && !f->hears && !f->watch.in_flight &&
+		    !f->ring.error) {
 			if (groups_wake_fd(&f->env) < 0)
 				return -ENODATA;
 			if (!turns--)
@@ -189,7 +192,7 @@ int fake_run(struct fake *f, uint32_t turns)
 		ret = ring_submit_and_wait(&f->ring);
 		if (ret < 0)
 			return ret;
-		reap(f);
+		fake_reap(f);
 	}
 	return f->watch.broken ? -EPROTO : 0;
 }

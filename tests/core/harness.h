@@ -18,6 +18,7 @@
 
 #include "group.h"
 #include "lease.h"
+#include "own.h"
 #include "stats.h"
 #include "target.h"
 
@@ -84,6 +85,7 @@ enum outcome_kind {
 #define AT_LEND 0xffff /* REGISTER_IO_BUF */
 #define AT_UNLEND 0xfffe /* UNREGISTER_IO_BUF */
 #define AT_LEAD 0xfffd /* PROVIDE_IO_BUF, a leader */
+#define AT_CANCEL 0xfffc /* of what the target has under way of its own */
 
 /*
  * How one issue of a member ends. Each serves once, in order. A command does
@@ -155,12 +157,31 @@ struct group *fake_group(struct fake *f, uint16_t tag);
 int fake_answer_all(struct fake *f, unsigned int threads, int answer);
 
 /*
- * Runs turns until all requests are committed and nothing is in flight: 0.
+ * Runs turns until all requests are committed and nothing of them is in
+ * flight: 0. What the target has under way of its own may stay so.
  * -ENODATA if one never will be, since nothing is in flight; -ETIME after
  * `turns` or five seconds; -EOVERFLOW if an SQE went by unseen; -EPROTO if
  * one broke a rule; else why the ring failed.
  */
 int fake_run(struct fake *f, uint32_t turns);
+
+/*
+ * One turn: submits, waits `ns` at most, and takes what has completed: how
+ * much that was, or as fake_run(). With 0 nothing is waited for.
+ */
+int fake_turn(struct fake *f, uint64_t ns);
+
+/* Of a target with a part of its own: readable when there may be a turn. */
+int fake_fd(const struct fake *f);
+
+/*
+ * The target's own part (own.h), which begins with fake_new(), ends: 0, or
+ * -ETIME if something stays in flight. fake_free() does it, too.
+ */
+int fake_end(struct fake *f);
+
+/* Members and commands in flight, the target's own ones among them. */
+uint32_t fake_in_flight(const struct fake *f);
 
 /* Which rule of issuing was broken first, or NULL. */
 const char *fake_broken(const struct fake *f);

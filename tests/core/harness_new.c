@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "harness_impl.h"
 
@@ -60,7 +61,8 @@ static void wire(struct fake *f)
 static int open_ring(struct fake *f)
 {
 	unsigned int nr = f->cfg.nr_files + 1;
-	unsigned int cqes = f->cfg.depth * (2U * f->cfg.max_members + 2U);
+	unsigned int cqes = f->cfg.depth * (2U * f->cfg.max_members + 2U) + 1U +
+			    2U * OWN_MEMBERS;
 	int *files = calloc(nr, sizeof(*files));
 	int ret = -ENOMEM;
 
@@ -116,6 +118,7 @@ int fake_new(const struct fake_config *cfg, struct fake **out)
 	if (!f)
 		return -ENOMEM;
 	f->cfg = *cfg;
+	f->ready_fd = -1;
 	ret = alloc(f);
 	if (ret == 0)
 		ret = open_ring(f);
@@ -129,6 +132,9 @@ int fake_new(const struct fake_config *cfg, struct fake **out)
 	if (ret < 0)
 		goto free_fake;
 	fake_enlist(f);
+	ret = fake_start(f);
+	if (ret < 0)
+		goto free_fake;
 	*out = f;
 	return 0;
 
@@ -139,11 +145,14 @@ free_fake:
 
 void fake_free(struct fake *f)
 {
-	fake_forget(f);
 	if (f->open) {
 		fake_break_ring(f, false);
+		(void)fake_end(f);
 		ring_deinit(&f->ring);
 	}
+	if (f->ready_fd >= 0)
+		close(f->ready_fd);
+	fake_forget(f);
 	lease_table_deinit(&f->leases);
 	if (f->pages)
 		munmap(f->pages, (size_t)f->cfg.depth * f->cfg.max_io);

@@ -13,6 +13,7 @@ HEADERS = (
     "ublkd/core/target.h",
     "ublkd/core/member.h",
     "ublkd/core/group.h",
+    "ublkd/core/own.h",
     "ublkd/core/queue.h",
     "ublkd/core/control.h",
     "targets/backing.h",
@@ -21,6 +22,7 @@ HEADERS = (
     "targets/faulty.h",
     "targets/mirror.h",
     "targets/null.h",
+    "targets/nbd/links.h",
     "tests/core/harness.h",
 )
 

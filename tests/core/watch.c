@@ -301,6 +301,17 @@ static void see_group(struct watch *w, struct io_uring_sqe *leader)
 	*member = last;
 }
 
+/* Nobody waits for what it says; it only has to be about what is under way. */
+static void see_cancel(struct watch *w, struct io_uring_sqe *sqe)
+{
+	uint64_t log = watch_keep(w, w->cfg->depth, AT_CANCEL, sqe);
+
+	rule(w, (uint16_t)sqe->addr == w->cfg->depth,
+	     "what is cancelled is not the target's own");
+	w->in_flight++;
+	sqe->user_data |= log << 16;
+}
+
 void watch_look(struct watch *w)
 {
 	struct io_uring_sqe *sqe;
@@ -308,6 +319,12 @@ void watch_look(struct watch *w)
 	if ((int)(w->sq->sqe_head - w->seen) > 0)
 		w->unseen = true;
 	while ((sqe = next(w))) {
+		if (sqe->user_data & UD_WAKE) /* the harness's own */
+			continue;
+		if (sqe->opcode == IORING_OP_ASYNC_CANCEL) {
+			see_cancel(w, sqe);
+			continue;
+		}
 		switch (sqe->user_data & (UD_LEADER | UD_LEND | UD_UNLEND)) {
 		case UD_LEND:
 			see_register(w, sqe);

@@ -43,7 +43,7 @@ struct watch {
 	struct io_uring_sq *sq;
 	unsigned char *pages; /* max_io bytes per tag; NULL: none are lent */
 	struct flight *flights; /* of all tags */
-	struct watched_tag *tags;
+	struct watched_tag *tags; /* the last one is the target's own */
 	unsigned int seen; /* position in the SQ */
 	bool unseen; /* one was submitted before it was looked at */
 	const char *broken; /* the first rule that was, in words */
@@ -75,6 +75,12 @@ void watch_commit(struct watch *w, uint16_t tag);
 
 /* Looks at every SQE that is new. */
 void watch_look(struct watch *w);
+
+/* What of `in_flight` belongs to requests, and not to the target itself. */
+static inline uint32_t watch_of_requests(const struct watch *w)
+{
+	return w->in_flight - w->tags[w->cfg->depth].members;
+}
 
 /* A completion; returns the result that the engine shall see. */
 int watch_ended(struct watch *w, uint64_t user_data, int res, uint32_t flags);

@@ -10,12 +10,12 @@ int watch_init(struct watch *w, const struct fake_config *cfg,
 {
 	w->cfg = cfg;
 	w->iods = iods;
-	w->flights = calloc((size_t)cfg->depth * cfg->max_members,
+	w->flights = calloc((size_t)cfg->depth * cfg->max_members + OWN_MEMBERS,
 			    sizeof(*w->flights));
-	w->tags = calloc(cfg->depth, sizeof(*w->tags));
+	w->tags = calloc(cfg->depth + 1U, sizeof(*w->tags));
 	if (!w->flights || !w->tags)
 		return -ENOMEM;
-	for (uint16_t tag = 0; tag < cfg->depth; tag++)
+	for (uint16_t tag = 0; tag <= cfg->depth; tag++)
 		w->tags[tag].flights =
 			w->flights + (size_t)tag * cfg->max_members;
 	return 0;

@@ -1,0 +1,215 @@
+"""The nbd target behind the fake driver, one link of it, and the servers that it meets."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from .core import Core
+from .driver import Driver
+from .nbd_server import Server, Store
+from .peer import Pair, unix_pair
+from .world import QID, WAYS, Way, position
+
+DEPTH, MAX_IO = 4, 64 << 10
+PATIENCE = 10.0
+"""Seconds: what takes longer never comes."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """How a request's pages are reached, and whether SEND and RECV take those that are lent."""
+
+    way: Way
+    fixed_streams: bool = True
+
+
+PAGES = {
+    "copy": Pages(WAYS["copy"]),
+    "auto": Pages(WAYS["auto"]),
+    "auto, READ_FIXED": Pages(WAYS["auto"], fixed_streams=False),
+    "register": Pages(WAYS["register"]),
+    "register, READ_FIXED": Pages(WAYS["register"], fixed_streams=False),
+    "group": Pages(WAYS["group"]),
+    "user-copy": Pages(WAYS["user-copy"]),
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    state: int
+    loss: int
+    err: int
+    attached: int
+    unanswered: int
+    ended: int
+    losses: int
+
+
+@dataclass
+class NbdDisk:
+    """`begin` requests, `attach` servers, and go on `until` something is the case."""
+
+    core: Core
+    pages: Pages = PAGES["copy"]
+    depth: int = DEPTH
+    max_io: int = MAX_IO
+    timeout_ns: int = 0
+    sqes: int = 512
+    link: int = QID
+    servers: list[Server] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lib, ffi = self.core.lib, self.core.ffi
+        self.lib = lib
+        self._undo = ExitStack()
+        self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._undo.callback(os.close, self.lost)
+        self._dev = os.memfd_create("ublkc")
+        self._undo.callback(os.close, self._dev)
+        config = ffi.new(
+            "struct nbd_config *",
+            {"nr_links": QID + 1, "timeout_ns": self.timeout_ns, "lost_fd": self.lost},
+        )
+        self.links = lib.nbd_new(config)
+        assert self.links
+        self._undo.callback(lib.nbd_free, self.links)
+        self.driver = Driver(
+            self.core,
+            [-1],
+            lease=self.pages.way.lease,
+            depth=self.depth,
+            max_io=self.max_io,
+            max_members=2,
+            sqes=self.sqes,
+            dev_fd=self._dev,
+            qid=QID,
+            ops=lib.nbd_ops(),
+            target=self.links,
+            fixed_streams=self.pages.fixed_streams,
+        )
+        self._undo.callback(self.driver.close)
+        self.begun: dict[int, tuple[int, int, int]] = {}
+        """Operation, offset and size, by tag."""
+
+    def close(self) -> None:
+        try:
+            assert self.driver.end() == 0
+            assert self.driver.in_flight == 0
+        finally:
+            for server in self.servers:
+                server.close()
+            self._undo.close()
+
+    def __enter__(self) -> NbdDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- connections -------------------------------------------------------
+
+    def attach(
+        self, store: Store | None = None, of: Callable[[], Pair] = unix_pair, **server: Any
+    ) -> Server:
+        ours, theirs = of()
+        self.servers.append(Server(theirs, store))
+        for name, value in server.items():
+            setattr(self.servers[-1], name, value)
+        self.lib.nbd_attach(self.links, self.link, ours.detach())
+        return self.servers[-1]
+
+    def break_off(self) -> None:
+        self.lib.nbd_break(self.links, self.link)
+
+    def fail(self) -> None:
+        self.lib.nbd_fail(self.links, self.link)
+
+    @property
+    def status(self) -> Status:
+        told = self.core.ffi.new("struct nbd_status *")
+        self.lib.nbd_look(self.links, self.link, told)
+        return Status(**{k: int(getattr(told, k)) for k in Status.__dataclass_fields__})
+
+    def heard_of_losses(self) -> int:
+        """Since it was last asked."""
+        try:
+            return os.eventfd_read(self.lost)
+        except BlockingIOError:
+            return 0
+
+    # --- requests ----------------------------------------------------------
+
+    def begin(self, tag: int, op: int, offset: int = 0, size: int = 0, flags: int = 0) -> None:
+        self.driver.arrive(tag, op, offset, size, flags | self.pages.way.flags)
+        self.begun[tag] = op, offset, size
+
+    def fill(self, tag: int, data: bytes) -> None:
+        """The request's pages."""
+        if self.pages.way.carries:
+            os.pwrite(self._dev, data, position(tag))
+        else:
+            self.driver.pages(tag)[: len(data)] = data
+
+    def held(self, tag: int, size: int) -> bytes:
+        if self.pages.way.carries:
+            return os.pread(self._dev, size, position(tag))
+        return bytes(self.driver.pages(tag)[:size])
+
+    def result(self, tag: int = 0) -> int:
+        """Committed, and that once."""
+        return self.driver.result(tag)
+
+    def committed(self, tag: int = 0) -> bool:
+        return self.driver.commits(tag) > 0
+
+    # --- time --------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Goes on while there is something to do at once."""
+        while self.driver.turn() or any(server.work() for server in self.servers):
+            pass
+
+    def until(self, done: Callable[[], object]) -> None:
+        """Goes on, and waits where it must, for what `done` says."""
+        end = time.monotonic() + PATIENCE
+        while not done():
+            self.settle()
+            if done():
+                return
+            self._wait(end)
+
+    def until_committed(self, *tags: int) -> None:
+        self.until(lambda: all(self.committed(tag) for tag in tags))
+
+    def until_lost(self, losses: int = 1) -> None:
+        self.until(lambda: self.status.losses >= losses)
+
+    def until_connected(self) -> None:
+        self.until(lambda: self.status.state == self.lib.NBD_CONNECTED)
+
+    def until_waiting(self) -> None:
+        self.until(lambda: self.status.state == self.lib.NBD_WAITING)
+
+    def until_ended(self, server: Server) -> None:
+        """Until it has seen the end of its stream."""
+        self.until(lambda: server.ended)
+
+    def until_asked(self, server: Server, number: int = 1) -> None:
+        self.until(lambda: len(server.asked) >= number)
+
+    def _wait(self, end: float) -> None:
+        left = end - time.monotonic()
+        assert left > 0, f"it never comes: {self.status}"
+        alive = [s for s in self.servers if s.end.fileno() >= 0]
+        listening = [s.end.fileno() for s in alive if s.listens]
+        saying = [s.end.fileno() for s in alive if s.wants_to_say]
+        select.select([self.driver.ready_fd, *listening], saying, [], left)
+
+
+DiskMaker = Callable[..., NbdDisk]
