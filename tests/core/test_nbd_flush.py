@@ -1,0 +1,163 @@
+"""What a flush has to cover, and the one that fails because a server has forgotten."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from .driver import DISCARD, FLUSH, FUA, READ, WRITE, WRITE_ZEROES
+from .files import noise
+from .nbd_disk import DiskMaker, NbdDisk
+from .nbd_server import Server, Store
+
+SIZE = 4096
+CHANGES = [WRITE, DISCARD, WRITE_ZEROES]
+
+
+def unflushed(disk: NbdDisk) -> bool:
+    return bool(disk.lib.nbd_unflushed(disk.links))
+
+
+@pytest.fixture
+def disk(new_disk: DiskMaker) -> NbdDisk:
+    made = new_disk()
+    made.attach(Store(noise(1 << 16)))
+    return made
+
+
+def serve(disk: NbdDisk, op: int, flags: int = 0, error: int = 0) -> int:
+    """One request on tag 3, by the last server."""
+    server = disk.servers[-1]
+    disk.begin(3, op, 0, SIZE * (op != FLUSH), flags)
+    disk.until(lambda: disk.committed(3) or any(a.tag == 3 for a in server.asked))
+    for asked in [a for a in server.asked if a.tag == 3]:
+        server.answer(asked, error)
+    disk.until_committed(3)
+    return disk.result(3)
+
+
+@pytest.mark.parametrize("op", CHANGES)
+def test_what_was_acknowledged_is_unflushed_until_a_flush(disk: NbdDisk, op: int) -> None:
+    assert not unflushed(disk)
+    serve(disk, op)
+    assert unflushed(disk)
+    serve(disk, READ)
+    assert unflushed(disk)
+    assert serve(disk, FLUSH) == 0
+    assert not unflushed(disk)
+
+
+@pytest.mark.parametrize("op", CHANGES)
+def test_what_is_durable_by_itself_needs_no_flush(disk: NbdDisk, op: int) -> None:
+    serve(disk, op, FUA)
+    assert not unflushed(disk)
+
+
+@pytest.mark.parametrize("op", CHANGES)
+def test_what_has_failed_needs_no_flush(disk: NbdDisk, op: int) -> None:
+    assert serve(disk, op, error=5) == -errno.EIO
+    assert not unflushed(disk)
+
+
+def test_what_is_read_needs_no_flush(disk: NbdDisk) -> None:
+    serve(disk, READ, FUA)
+    assert not unflushed(disk)
+
+
+def test_a_flush_that_fails_covers_nothing(disk: NbdDisk) -> None:
+    serve(disk, WRITE)
+    assert serve(disk, FLUSH, error=5) == -errno.EIO
+    assert unflushed(disk)
+    assert serve(disk, FLUSH) == 0
+    assert not unflushed(disk)
+
+
+def asked_for(disk: NbdDisk, server: Server, tag: int, op: int) -> None:
+    disk.begin(tag, op, 0, SIZE * (op != FLUSH))
+    disk.until(lambda: any(a.tag == tag for a in server.asked))
+
+
+def answered(disk: NbdDisk, server: Server, tag: int) -> None:
+    server.answer(next(a for a in server.asked if a.tag == tag))
+    disk.until_committed(tag)
+
+
+def test_a_flush_covers_only_what_was_acknowledged_before_it_was_sent(disk: NbdDisk) -> None:
+    server = disk.servers[-1]
+    asked_for(disk, server, 0, WRITE)
+    asked_for(disk, server, 1, FLUSH)
+    answered(disk, server, 0)
+    answered(disk, server, 1)
+    assert unflushed(disk)
+    serve(disk, FLUSH)
+    assert not unflushed(disk)
+
+
+def test_flushes_that_overtake_each_other_cover_what_the_later_one_does(disk: NbdDisk) -> None:
+    server = disk.servers[-1]
+    asked_for(disk, server, 0, FLUSH)
+    serve(disk, WRITE)
+    asked_for(disk, server, 1, FLUSH)
+    answered(disk, server, 1)
+    assert not unflushed(disk)
+    answered(disk, server, 0)
+    assert not unflushed(disk)
+
+
+def test_a_flush_that_is_sent_again_covers_what_was_acknowledged_before_that(
+    disk: NbdDisk,
+) -> None:
+    server = disk.servers[-1]
+    asked_for(disk, server, 0, FLUSH)
+    serve(disk, WRITE)
+    server.shut()
+    disk.until_lost()
+    assert unflushed(disk)
+    server = disk.attach(Store(noise(1 << 16)))
+    disk.until_asked(server)
+    answered(disk, server, 0)
+    assert not unflushed(disk)
+
+
+# --- a server that has forgotten --------------------------------------------
+
+
+def test_the_next_flush_fails_once_and_is_not_sent(disk: NbdDisk) -> None:
+    serve(disk, WRITE)
+    disk.lib.nbd_fail_flush(disk.links)
+    heard = len(disk.servers[-1].heard)
+    assert serve(disk, FLUSH) == -errno.EIO
+    assert len(disk.servers[-1].heard) == heard
+    assert unflushed(disk)
+    assert disk.status.unanswered == 0
+    assert serve(disk, FLUSH) == 0
+    assert not unflushed(disk)
+
+
+@pytest.mark.parametrize("op", [READ, *CHANGES])
+def test_no_other_request_fails_in_its_place(disk: NbdDisk, op: int) -> None:
+    disk.lib.nbd_fail_flush(disk.links)
+    assert serve(disk, op) == (SIZE if op in (READ, WRITE) else 0)
+    assert serve(disk, op, FUA) == (SIZE if op in (READ, WRITE) else 0)
+    assert serve(disk, FLUSH) == -errno.EIO
+
+
+def test_two_warnings_before_a_flush_are_one(disk: NbdDisk) -> None:
+    disk.lib.nbd_fail_flush(disk.links)
+    disk.lib.nbd_fail_flush(disk.links)
+    assert serve(disk, FLUSH) == -errno.EIO
+    assert serve(disk, FLUSH) == 0
+
+
+def test_a_flush_that_was_under_way_fails_as_well(disk: NbdDisk) -> None:
+    server = disk.servers[-1]
+    serve(disk, WRITE)
+    asked_for(disk, server, 0, FLUSH)
+    server.shut()
+    disk.until_lost()
+    disk.lib.nbd_fail_flush(disk.links)
+    disk.attach(Store(noise(1 << 16)))
+    disk.until_committed(0)
+    assert disk.result(0) == -errno.EIO
+    assert serve(disk, FLUSH) == 0
