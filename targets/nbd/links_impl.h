@@ -19,7 +19,7 @@ enum slot_state {
 	SLOT_FREE,
 	SLOT_SENT, /* or about to be: the answer is awaited */
 	SLOT_RECEIVING, /* answered: a READ's bytes are on their way */
-	SLOT_ANSWERED,
+	SLOT_ANSWERED, /* and over, once all of it has been sent */
 	SLOT_LOST, /* its connection is gone, its members may not be */
 	SLOT_KEPT, /* it waits for the next connection */
 };

@@ -11,7 +11,7 @@ import pytest
 from .driver import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES
 from .files import noise
 from .nbd_disk import DEPTH, PAGES, DiskMaker, NbdDisk, Pages
-from .nbd_server import Server, Store
+from .nbd_server import Server, Store, reply_to
 from .peer import Pair, tcp_pair, unix_pair
 
 SOON, LATER, NEVER = 50_000_000, 400_000_000, 10**12
@@ -118,6 +118,26 @@ def test_a_server_that_trickles(new_disk: DiskMaker, pages: Pages, where: str) -
 
     disk.until(one_more)
     check_late(disk, server, 0)
+
+
+@pytest.mark.parametrize("error", [0, 28])
+def test_a_server_that_answers_what_it_has_not_heard(
+    new_disk: DiskMaker, pages: Pages, error: int
+) -> None:
+    """It may: but a request is not over before its bytes have left."""
+    disk = new_disk(pages=pages, timeout_ns=LATER, max_io=LARGE)
+    server = disk.attach(Store(bytes(LARGE)), lambda: unix_pair(room=1), hears=28)
+    disk.fill(0, noise(LARGE))
+    disk.begin(0, WRITE, 0, LARGE)
+    disk.until(lambda: len(server.heard) == 28)
+    server.say(reply_to(int.from_bytes(server.heard[8:16]), error))
+    if not error:
+        check_late(disk, server, 0)
+        return
+    disk.until_lost()
+    assert disk.status.loss == disk.lib.NBD_LOST_TIMEOUT
+    disk.until_committed(0)
+    assert disk.result(0) == -errno.ENOSPC
 
 
 def test_the_clock_stands_still_where_nothing_is_asked(new_disk: DiskMaker) -> None:
