@@ -72,6 +72,7 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	l->starved = false; /* they are all kept, and sent anew */
 	link_look_again(l);
 	(void)eventfd_write(l->disk->cfg.lost_fd, 1);
+	link_look_again(l);
 }
 
 /* Every request that is kept is submitted once more. */

@@ -50,6 +50,47 @@ def test_of_two_connections_at_once_the_later_one_is_used(new_disk: DiskMaker) -
     assert (disk.status.attached, disk.status.losses) == (2, 0)
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_connection_that_comes_too_soon_waits_for_the_end_of_the_other(
+    new_disk: DiskMaker, busy: bool
+) -> None:
+    disk = new_disk()
+    first = disk.attach(Store(CONTENT))
+    disk.until_connected()
+    if busy:
+        disk.begin(0, READ, 0, SIZE)
+        disk.until_asked(first)
+    second = disk.attach(Store(CONTENT))
+    disk.settle()
+    assert (disk.status.attached, ended(second)) == (1, False)
+    if not busy:
+        check_served(disk, first)
+    first.shut()
+    disk.until(lambda: disk.status.attached == 2)
+    disk.until_connected()
+    if busy:
+        disk.until_asked(second)
+        second.answer_all()
+        disk.until_committed(0)
+        assert disk.result(0) == SIZE
+    check_served(disk, second)
+
+
+def test_of_several_that_come_too_soon_the_last_is_used(new_disk: DiskMaker) -> None:
+    disk = new_disk()
+    first = disk.attach(Store(CONTENT))
+    disk.until_connected()
+    others = []
+    for _ in range(3):
+        others.append(disk.attach(Store(CONTENT)))
+        disk.settle()
+    assert [ended(other) for other in others] == [True, True, False]
+    assert disk.status.attached == 3
+    first.shut()
+    disk.until(lambda: disk.status.attached == 4)
+    check_served(disk, others[-1])
+
+
 # --- given up ---------------------------------------------------------------
 
 
