@@ -173,6 +173,7 @@ static void connect_next(struct link *l)
 
 static void fail_all(struct link *l)
 {
+	next_is(l, -1);
 	if (l->state == NBD_CONNECTED)
 		link_lose(l, NBD_LOST_TOLD, 0);
 	tell_state(l, NBD_FAILING);

@@ -69,7 +69,10 @@ void nbd_attach(struct nbd *n, uint32_t link, int fd);
 /* Gives the link's connection up, if it has one. */
 void nbd_break(struct nbd *n, uint32_t link);
 
-/* Without a connection requests fail, those that wait and those to come. */
+/*
+ * No connection any more: requests fail, those that wait and those to come,
+ * until nbd_attach().
+ */
 void nbd_fail(struct nbd *n, uint32_t link);
 
 void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out);

@@ -211,6 +211,30 @@ def test_a_connection_that_comes_at_the_same_time_saves_the_requests(new_disk: D
     assert disk.result(0) == SIZE
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_what_has_not_begun_is_given_up_for_it_as_well(
+    new_disk: DiskMaker, connected: bool
+) -> None:
+    """Else a disk that shall end would have a connection again, and requests that wait on it."""
+    disk = new_disk()
+    if connected:
+        disk.attach(Store(CONTENT))
+        disk.until_connected()
+    waiting = disk.attach(Store(CONTENT))
+    if connected:
+        disk.settle()
+    disk.begin(0, READ, 0, SIZE)
+    disk.fail()
+    disk.until_committed(0)
+    assert disk.result(0) == -errno.EIO
+    disk.until_ended(waiting)
+    disk.settle()
+    assert disk.status.state == disk.lib.NBD_FAILING
+    assert disk.status.attached == 1 + connected
+    check_fails(disk)
+    check_served_once_connected(disk)
+
+
 def test_requests_whose_members_end_later_fail_then(new_disk: DiskMaker) -> None:
     disk = new_disk(max_io=LARGE)
     disk.attach(Store(bytes(LARGE)), lambda: unix_pair(room=1), hears=0)
