@@ -143,6 +143,14 @@ class NbdDisk:
         except BlockingIOError:
             return 0
 
+    def forget_the_past(self) -> None:
+        """What was issued, and the servers that are gone: a long test has many."""
+        assert self.driver.in_flight == 0
+        self.driver.script(0, 0, [])
+        for server in self.servers:
+            server.close()
+        self.servers.clear()
+
     # --- requests ----------------------------------------------------------
 
     def begin(self, tag: int, op: int, offset: int = 0, size: int = 0, flags: int = 0) -> None:
