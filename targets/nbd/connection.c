@@ -72,7 +72,6 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	l->starved = false; /* they are all kept, and sent anew */
 	link_look_again(l);
 	(void)eventfd_write(l->disk->cfg.lost_fd, 1);
-	link_look_again(l);
 }
 
 /* Every request that is kept is submitted once more. */
@@ -193,10 +192,8 @@ void link_on_wake(void *target)
 		next_is(l, -1);
 		link_lose(l, NBD_LOST_TOLD, 0);
 	}
-	if (wish.fails) {
-		next_is(l, -1);
+	if (wish.fails)
 		fail_all(l);
-	}
 	if (wish.fd >= 0)
 		next_is(l, wish.fd);
 	connect_next(l);

@@ -69,9 +69,8 @@ bool nbd_unflushed(const struct nbd *n)
 void nbd_fail_flush(struct nbd *n)
 {
 	/* once is enough: from here on they count as told of */
-	__atomic_store_n(&n->flushed,
-			 __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE),
-			 __ATOMIC_RELEASE);
+	nbd_note_flush(n, __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE));
+	__atomic_store_n(&n->journal_broken, false, __ATOMIC_RELEASE);
 	__atomic_add_fetch(&n->lost_flushes, 1, __ATOMIC_ACQ_REL);
 }
 
