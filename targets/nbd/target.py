@@ -150,7 +150,7 @@ class NbdTarget:
         """The export, and how its bytes travel."""
         uri, export = self._settings.uri, self._export
         told: dict[str, OptionValue] = {
-            "uri": printable(str(uri)),
+            "backing": printable(str(uri)),
             "export": export.description or None,
             "tls": ("verified" if uri.verify else "not verified") if uri.tls else "none",
             "connections": self._settings.connections,
