@@ -214,7 +214,7 @@ class Keeper:
         if self._answered != self._ended():
             self._pause = FIRST_PAUSE
         else:  # the last one was good for nothing: it would be lost as fast
-            self._nap(math.inf)
+            self._nap(window)
         while True:
             left = began + window - time.monotonic()
             if left <= 0 and not failed:

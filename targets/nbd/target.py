@@ -101,7 +101,7 @@ class NbdTarget:
                     hint="one name for several machines? Name one of them",
                 )
         if self.params.read_only or not self._export.flush:  # nothing can be lost
-            settings = replace(settings, after_reconnect="trust")
+            settings = self._settings = replace(settings, after_reconnect="trust")
         self._keeper = Keeper(settings, connections, params=self.params, dial=dial)
 
     @classmethod
