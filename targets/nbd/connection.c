@@ -29,7 +29,7 @@ static void tell_state(struct link *l, enum nbd_state state)
 /* Nothing of the old connection is under way any more. */
 static bool is_quiet(const struct link *l)
 {
-	return !l->nr_active && !l->receiving && !l->flushing;
+	return !l->nr_active && !l->receiving && !l->flushing && !l->sending;
 }
 
 /* A connection that waits for this has its turn, once this turn is over. */
@@ -54,6 +54,7 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	pthread_mutex_unlock(&l->disk->lock);
 	own_stats(l->own)->lost_connections++;
 	own_stats(l->own)->without_connection = 1;
+	l->nr_headers = 0;
 	own_break(l->own, l->disk->socket, -ECONNABORTED);
 	l->lost_at = stats_now();
 	for (uint16_t tag = 0; tag < depth; tag++) {
@@ -211,8 +212,12 @@ int link_start(void *target, struct own *own, void **mine)
 		return -EINVAL;
 	l = &n->links[own_qid(own)];
 	l->slots = calloc(own_depth(own) + 1U, sizeof(*l->slots));
-	if (!l->slots)
+	l->headers = calloc(own_depth(own), sizeof(*l->headers));
+	if (!l->slots || !l->headers) {
+		free(l->slots);
+		free(l->headers);
 		return -ENOMEM;
+	}
 	pthread_mutex_lock(&n->lock);
 	l->own = own;
 	own_wake(own); /* the first connection may be here already */
@@ -241,5 +246,7 @@ void link_end(void *target)
 	l->own = NULL;
 	pthread_mutex_unlock(&l->disk->lock);
 	free(l->slots);
+	free(l->headers);
 	l->slots = NULL;
+	l->headers = NULL;
 }

@@ -11,7 +11,8 @@
 #include "own.h"
 #include "wire.h"
 
-enum { OWN_REPLY, OWN_TICK, OWN_FLUSH }; /* ids of own.h */
+/* Ids of own.h: */
+enum { OWN_REPLY, OWN_TICK, OWN_FLUSH, OWN_HEADERS };
 
 #define NBD_JOURNAL 1 /* the fixed file of the journal, if there is one */
 
@@ -62,6 +63,9 @@ struct link {
 	uint32_t failed_flushes; /* of disk->lost_flushes */
 	uint32_t nr_active; /* slots that are neither free nor kept */
 	uint32_t nr_kept;
+	bool sending; /* the headers */
+	uint16_t nr_headers; /* that are not being sent yet */
+	struct nbd_request *headers; /* as many as there are tags */
 	struct slot *slots; /* one per tag, and that of a flush of our own */
 	struct nbd_reply reply;
 };

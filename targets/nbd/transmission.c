@@ -98,6 +98,11 @@ static void send_request(struct link *l, struct group *g,
 
 	link_prepare(l, g->tag, e);
 	group_hold(g);
+	if (!is_write && !l->sending) {
+		l->headers[l->nr_headers++] = s->request;
+		link_tick_later(l);
+		return;
+	}
 	ret = group_send_memory(g, n->socket, &s->request, sizeof(s->request),
 				is_write ? MSG_MORE : 0);
 	if (ret == 0 && is_write)
@@ -163,6 +168,32 @@ static int submit(void *target, struct group *g,
 	}
 	send_request(l, g, &e);
 	return 0;
+}
+
+/* The headers that nothing follows go out together. */
+static void send_headers(struct link *l)
+{
+	uint32_t bytes = l->nr_headers * (uint32_t)sizeof(*l->headers);
+
+	if (!bytes)
+		return;
+	l->nr_headers = 0;
+	l->sending = !own_send(l->own, OWN_HEADERS, l->disk->socket, l->headers,
+			       bytes, 0);
+	if (!l->sending)
+		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
+}
+
+static void submit_all(void *target, struct group *const *groups,
+		       unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		int ret = submit(target, groups[i], groups[i]->iod);
+
+		if (ret < 0)
+			group_abandon(groups[i], ret);
+	}
+	send_headers(target);
 }
 
 /* --- replies ----------------------------------------------------------- */
@@ -321,7 +352,10 @@ static void on_own(void *target, unsigned int id, int res)
 		on_tick(l);
 		break;
 	default:
-		l->flushing = false; /* it is sent, or lost */
+		if (id == OWN_FLUSH)
+			l->flushing = false; /* it is sent, or lost */
+		else
+			l->sending = false;
 		if (res < 0)
 			link_lose(l, NBD_LOST_SOCKET, res);
 		link_look_again(l);
@@ -332,7 +366,7 @@ static const struct ublkd_target_ops ops = {
 	.abi = UBLKD_TARGET_ABI,
 	.flags = UBLKD_ANSWERS_LATE,
 	.name = "nbd",
-	.submit = submit,
+	.submit_all = submit_all,
 	.on_cqe = link_on_cqe,
 	.start = link_start,
 	.end = link_end,
