@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -65,6 +66,9 @@ class NbdDisk:
     servers: list[Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # No turn waits here, so nobody has to be woken; and a transfer that a signal disturbs goes
+        # on in a worker of the kernel, so that one could not tell when all is done that can be.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         lib, ffi = self.core.lib, self.core.ffi
         self.lib = lib
         self._undo = ExitStack()
