@@ -1,0 +1,320 @@
+"""
+Requests, servers and a keeper that do anything at any time, against what an NBD disk promises.
+
+Every tag has a part of the export to itself, so what is there is known after every answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from .core import Core
+from .driver import DISCARD, FLUSH, FUA, READ, WRITE, WRITE_ZEROES
+from .files import noise, open_fds
+from .nbd_disk import DEPTH, MAX_IO, PAGES, NbdDisk
+from .nbd_server import ESHUTDOWN, Asked, Server, Store, reply_to
+from .peer import unix_pair
+from .profile import searching
+
+BLOCK = 512
+ERRORS = {28: -errno.ENOSPC, 95: -errno.EOPNOTSUPP}
+"""None of these is EIO, which the disk itself says."""
+
+tags = st.integers(0, DEPTH - 1)
+seeds = st.integers(0, 1 << 16)
+
+
+@dataclass
+class Served:
+    """A request, and what servers have answered to it, whole."""
+
+    op: int
+    offset: int
+    size: int
+    wrote: bytes
+    results: set[int] = field(default_factory=set)
+    payloads: list[bytes] = field(default_factory=list)
+    failed: bool = False
+    """Whether it may fail because the disk was told so."""
+
+
+class Machine(RuleBasedStateMachine):
+    core: Core
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = open_fds()
+        self.store = Store(noise(DEPTH * MAX_IO, 1))
+        self.serving: dict[int, Served] = {}
+        self.attaches = 0
+        self.ended = 0
+        self.lost = 0
+        self.causes = 0
+        """Why a connection may be lost."""
+        self.fails_flush = False
+        self.told_to_fail = False
+        """And the queue may not have heard of it."""
+        self.shall_fail = False
+        """And no connection has come since."""
+        self.settled = True
+
+    @initialize(pages=st.sampled_from(list(PAGES)))
+    def begin_disk(self, pages: str) -> None:
+        self.disk = NbdDisk(self.core, PAGES[pages], sqes=8)
+
+    # --- requests ----------------------------------------------------------
+
+    @rule(
+        tag=tags,
+        op=st.sampled_from([READ, READ, WRITE, WRITE, FLUSH, DISCARD, WRITE_ZEROES]),
+        where=st.integers(0, 7),
+        blocks=st.sampled_from([1, 2, 8, 120]),
+        fua=st.booleans(),
+        seed=seeds,
+    )
+    def begin(self, tag: int, op: int, where: int, blocks: int, fua: bool, seed: int) -> None:
+        if tag in self.serving:
+            return
+        size = 0 if op == FLUSH else blocks * BLOCK
+        offset = 0 if op == FLUSH else tag * MAX_IO + where * BLOCK
+        data = noise(size, seed)
+        self.disk.fill(tag, data)
+        self.serving[tag] = Served(op, offset, size, data if op == WRITE else bytes(size))
+        self.serving[tag].failed = self._may_fail or (op == FLUSH and self.fails_flush)
+        self.disk.begin(tag, op, offset, size, FUA * fua)
+        self.settled = False
+
+    @property
+    def _may_fail(self) -> bool:
+        return self.told_to_fail or self.disk.status.state == self.disk.lib.NBD_FAILING
+
+    # --- the keeper --------------------------------------------------------
+
+    @rule(room=st.sampled_from([None, None, 1]), hears=st.sampled_from([None, None, 0, 30, 5000]))
+    def attach(self, room: int | None, hears: int | None) -> None:
+        self.attaches += 1
+        self.shall_fail = False
+        self.disk.attach(self.store, lambda: unix_pair(room), hears=hears)
+        self.settled = False
+
+    @rule()
+    def break_off(self) -> None:
+        self.disk.break_off()
+        self.causes += 1
+        self.settled = False
+
+    @rule()
+    def fail(self) -> None:
+        for served in self.serving.values():
+            served.failed = True
+        self.disk.fail()
+        self.causes += 1
+        self.told_to_fail = self.shall_fail = True
+        self.settled = False
+
+    @rule()
+    def fail_flush(self) -> None:
+        self.disk.lib.nbd_fail_flush(self.disk.links)
+        self.fails_flush = True
+        for served in self.serving.values():
+            served.failed |= served.op == FLUSH
+
+    # --- servers -----------------------------------------------------------
+
+    def _current(self) -> Server | None:
+        """The one that has the connection, if anybody has."""
+        poll = select.poll()
+        for server in self.disk.servers:
+            if server.end.fileno() >= 0 and server.asked:
+                poll.register(server.end, 0)
+                gone = poll.poll(0)
+                poll.unregister(server.end)
+                if not gone:
+                    return server
+        return None
+
+    def _done(self, server: Server, asked: Asked, error: int) -> bytes:
+        served = self.serving[asked.tag]
+        text = server.done(asked, error)
+        if error:
+            unsupported = error == 95 and served.op in (READ, WRITE)
+            served.results.add(-errno.EIO if unsupported else ERRORS[error])
+        else:
+            served.results.add(served.size if served.op in (READ, WRITE) else 0)
+            served.payloads.append(text[16:])
+        return text
+
+    @rule(
+        which=st.integers(0, DEPTH - 1),
+        error=st.sampled_from([0, 0, 0, 28, 95]),
+        piece=st.sampled_from([None, None, 1, 7, 600]),
+        share=st.sampled_from([1, 1, 1, 0.999, 0.5, 0.01]),
+    )
+    def answer(self, which: int, error: int, piece: int | None, share: float) -> None:
+        """Whole, or a part of it and then the end."""
+        server = self._current()
+        if server is None:
+            return
+        asked = server.asked[which % len(server.asked)]
+        if error == 95 and self.serving[asked.tag].op in (READ, WRITE, FLUSH):
+            error = 28
+        text = self._done(server, asked, error)
+        whole, text = text, text[: int(share * len(text))]
+        while piece and text:
+            # woken 128 times, a transfer goes to a worker of the kernel, for which nobody waits
+            least = max(piece, len(whole) // 50)
+            server.say(text[:least])
+            text = text[least:]
+            self.disk.settle()
+        server.say(text)
+        if share < 1:
+            assert len(text) < len(whole)
+            server.shut()
+            self.causes += 1
+        self.settled = False
+
+    @rule(lie=st.sampled_from(["magic", "cookie", "the end", "noise"]), seed=seeds)
+    def lie(self, lie: str, seed: int) -> None:
+        server = self._current()
+        if server is None:
+            return
+        self.causes += 1
+        cookie = server.asked[0].cookie
+        server.say(
+            {
+                "magic": b"\0" + reply_to(cookie)[1:],
+                "cookie": reply_to(cookie ^ 1 << 40),
+                "the end": reply_to(cookie, ESHUTDOWN),
+                "noise": b"\1" + noise(100, seed),
+            }[lie]
+        )
+        self.settled = False
+
+    @rule(which=st.integers(0, 3), close=st.booleans())
+    def cut(self, which: int, close: bool) -> None:
+        alive = [s for s in self.disk.servers if s.end.fileno() >= 0]
+        if alive:
+            (Server.close if close else Server.shut)(alive[which % len(alive)])
+            self.causes += 1
+            self.settled = False
+
+    @rule(more=st.sampled_from([1, 28, 30000, None]))
+    def hear_on(self, more: int | None) -> None:
+        for server in self.disk.servers:
+            server.hears = more
+        self.settled = False
+
+    @rule(turns=st.integers(1, 3))
+    def turn(self, turns: int) -> None:
+        """So far and no further."""
+        for _ in range(turns):
+            self.disk.driver.turn()
+        self._look()
+
+    @rule()
+    def settle(self) -> None:
+        self.disk.settle()
+        self.settled, self.told_to_fail = True, False
+        self._look()
+
+    # --- what must hold ----------------------------------------------------
+
+    def _look(self) -> None:
+        """What has been committed since."""
+        for tag in [tag for tag in self.serving if self.disk.committed(tag)]:
+            served, result = self.serving.pop(tag), self.disk.result(tag)
+            if result not in served.results:
+                assert result == -errno.EIO
+                assert served.failed
+                continue
+            self.ended += 1
+            if result < 0:
+                continue
+            if served.op == READ:
+                assert self.disk.held(tag, served.size) in served.payloads
+            else:
+                end = served.offset + served.size
+                assert self.store.content[served.offset : end] == served.wrote
+
+    @invariant()
+    def nothing_is_committed_twice(self) -> None:
+        if hasattr(self, "disk"):
+            for tag in self.disk.begun:
+                assert self.disk.driver.commits(tag) <= 1
+
+    @precondition(lambda self: self.settled)
+    @invariant()
+    def the_counters_are_right(self) -> None:
+        if not hasattr(self, "disk"):
+            return
+        status, lib = self.disk.status, self.disk.lib
+        assert status.unanswered == len(self.serving)
+        assert status.ended == self.ended
+        connected = status.state == lib.NBD_CONNECTED
+        assert self.attaches - status.attached in ((0, 1) if connected else (0,))
+        assert self.disk.driver.stats.without_connection == (not connected and status.losses > 0)
+        assert self.disk.driver.stats.lost_connections == status.losses <= self.causes
+        assert self.disk.driver.stats.in_flight == len(self.serving)
+        assert self.disk.heard_of_losses() == status.losses - self.lost
+        self.lost = status.losses
+        if not connected:
+            assert self.disk.driver.in_flight == 0
+        if self.shall_fail:
+            assert status.state == lib.NBD_FAILING
+            assert not self.serving
+
+    # --- the end -----------------------------------------------------------
+
+    def teardown(self) -> None:
+        if not hasattr(self, "disk"):
+            return
+        try:
+            self._serve_the_rest()
+        finally:
+            self.disk.close()
+        assert open_fds() == self.before
+
+    def _serve_the_rest(self) -> None:
+        """By an honest server; and a flush covers all."""
+        self.settle()
+        self.break_off()
+        self.disk.settle()
+        server = self.disk.attach(self.store)
+        self.attaches += 1
+        self.shall_fail = False
+        self.disk.until_connected()
+        self.disk.settle()
+        for asked in list(server.asked):
+            server.say(self._done(server, asked, 0))
+        self.disk.settle()
+        self._look()
+        assert not self.serving
+        for may_fail in (self.fails_flush, False):
+            self.serving[0] = Served(FLUSH, 0, 0, b"", failed=may_fail)
+            self.disk.begin(0, FLUSH)
+            self.disk.settle()
+            for asked in list(server.asked):
+                server.say(self._done(server, asked, 0))
+            self.disk.until_committed(0)
+            self._look()
+        assert not self.disk.lib.nbd_unflushed(self.disk.links)
+        self.settled = True
+        self.the_counters_are_right()
+
+
+def test_whatever_happens_every_request_ends_once_and_as_it_was_answered(core: Core) -> None:
+    Machine.core = core
+    run_state_machine_as_test(Machine, settings=settings(searching, stateful_step_count=60))
