@@ -65,7 +65,7 @@ def cuts() -> Iterator[Case]:
 def lies() -> Iterator[Case]:
     """What makes a connection useless; the next one is as good as new."""
     for command in (READ, WRITE, FLUSH, TRIM, WRITE_ZEROES):
-        for what in ("magic", "cookie", "old", "unasked", "twice"):
+        for what in ("magic", "cookie", "old", "stale", "unasked", "twice"):
             yield Case(command, Fault(what, command=command))
 
 
@@ -112,7 +112,7 @@ class Disk:
 def test_no_error_and_no_wrong_byte_whatever_the_server_does(
     scratch: Path, cases: Callable[[], Iterator[Case]], tcp: bool
 ) -> None:
-    for lease in leases():
+    for lease in leases()[: 1 if tcp else None]:
         with (
             Misbehaving(0 if tcp else scratch / "sock", offer=Offer(SIZE)) as server,
             disk(server.uri(), "--lease", lease, "--after-reconnect", "trust") as node,
@@ -193,10 +193,10 @@ def test_nothing_is_sent_that_is_not_advertised(scratch: Path) -> None:
         assert at.write(0, b"\x11" * LENGTH) == "ok"
         assert forced.write(LENGTH, b"\x11" * LENGTH) == "ok"
         assert at.sync() == "ok"
-        assert discard(at, 0, LENGTH) == "EOPNOTSUPP"
+        assert discard(at, 0, LENGTH) == "ENOTSUP"
         assert zero(at, 0, LENGTH) == "ok"
         assert server.data[: 2 * LENGTH] == bytes(LENGTH) + b"\x11" * LENGTH
-        assert {request.command for request in server.requests} == {READ, WRITE}
+        assert {request.command for request in server.requests} <= {READ, WRITE}
         assert not any(request.flags for request in server.requests)
     nothing_left()
 

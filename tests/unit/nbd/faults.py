@@ -50,7 +50,8 @@ class Fault:
     ``what`` is one of these; those of the first line happen before byte ``at`` of ``place``:
 
     - ``cut`` (close), ``reset``, ``stall`` (until ``go_on()``), ``trickle`` (a byte at a time)
-    - ``magic``, ``cookie`` (of nobody), ``old`` (a cookie that was answered before): a bad reply
+    - ``magic``, ``cookie`` (of nobody), ``old`` (a cookie that was answered before), ``stale`` (a
+      cookie of another connection): a bad reply
     - ``twice``, ``unasked``: a reply too many; ``silent``: none
     - ``error``: the reply has ``error``; ``farewell``: ESHUTDOWN, and then the end
     - ``early``: the reply is sent before a WRITE's payload is read

@@ -162,6 +162,9 @@ class Connection:
             cookie ^= 0x5A5A0000
         elif what == "old":
             cookie = self._answered[0]
+        elif what == "stale":
+            others = (r.cookie for r in self._server.requests if r.connection != self._number)
+            cookie = next(others)
         elif what == "unasked":
             self._give(REPLY.pack(magic, 0, cookie ^ 0x5A5A0000))
         for _ in range(2 if what == "twice" else 1):

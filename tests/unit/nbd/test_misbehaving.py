@@ -234,6 +234,16 @@ def test_lies(place: Path | int) -> None:
     assert heard["unasked"][1] == (good, 0, 4)
 
 
+def test_a_cookie_of_another_connection(place: Path | int) -> None:
+    with Misbehaving(place, Fault("stale", connection=1)) as server:
+        with client(server) as c:
+            c.ask(FLUSH, 77)
+            assert c.answer() == (0, 77)
+        with client(server) as c:
+            c.ask(FLUSH, 5)
+            assert c.answer() == (0, 77)
+
+
 def test_an_answer_before_the_payload(place: Path | int) -> None:
     with Misbehaving(place, Fault("early", command=WRITE)) as server, client(server) as c:
         c.sock.sendall(REQUEST.pack(0x25609513, 0, WRITE, 9, 0, 512))
