@@ -5,7 +5,6 @@ The server also holds each request against what it advertised; the end of its bl
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,7 +114,9 @@ def test_no_error_and_no_wrong_byte_whatever_the_server_does(
     for lease in leases()[: 1 if tcp else None]:
         with (
             Misbehaving(0 if tcp else scratch / "sock", offer=Offer(SIZE)) as server,
-            disk(server.uri(), "--lease", lease, "--after-reconnect", "trust") as node,
+            disk(
+                server.uri(), "--lease", lease, "--after-reconnect", "trust" if tcp else "replay"
+            ) as node,
             direct(node) as at,
         ):
             found = Disk(at, server)
@@ -235,49 +236,6 @@ def test_another_export_than_before_is_not_taken_for_it(
         server.offer = good
         wait_until(lambda: at.read(0, LENGTH) == ("ok", bytes([7]) * LENGTH), 120, "the old one")
     nothing_left()
-
-
-# --- a server that forgot -------------------------------------------------------------------
-
-
-def forgetful(server: Misbehaving) -> None:
-    """As if its machine had lost its power."""
-    server.stop()
-    server.lose()
-    server.start()
-
-
-@contextlib.contextmanager
-def kept(scratch: Path, how: str) -> Iterator[tuple[Misbehaving, str, Direct]]:
-    with (
-        Misbehaving(scratch / "sock", offer=Offer(SIZE)) as server,
-        disk(server.uri(), "--after-reconnect", how, "--connections", "2") as node,
-        direct(node) as at,
-    ):
-        yield server, node, at
-    nothing_left()
-
-
-def test_strict_the_next_flush_tells_of_writes_that_may_be_lost(scratch: Path) -> None:
-    with kept(scratch, "strict") as (server, _, at):
-        assert at.write(0, b"\x01" * LENGTH) == "ok"
-        assert at.sync() == "ok"
-        forgetful(server)
-        assert at.read(0, LENGTH) == ("ok", b"\x01" * LENGTH)
-        assert at.sync() == "ok", "nothing was lost"
-        assert at.write(0, b"\x02" * LENGTH) == "ok"
-        forgetful(server)
-        assert at.read(0, LENGTH) == ("ok", b"\x01" * LENGTH)
-        assert at.sync() == "EIO"
-        assert at.sync() == "ok", "it is told once"
-
-
-def test_trust_believes_the_server(scratch: Path) -> None:
-    with kept(scratch, "trust") as (server, _, at):
-        assert at.write(0, b"\x02" * LENGTH) == "ok"
-        forgetful(server)
-        assert at.sync() == "ok"
-        assert at.read(0, LENGTH) == ("ok", bytes(LENGTH))
 
 
 # --- a server that says nothing -------------------------------------------------------------
