@@ -18,6 +18,7 @@ from nbd import (
     MIB,
     Meanwhile,
     Mortal,
+    certificates,
     daemon_of,
     disk,
     ended_within,
@@ -51,15 +52,20 @@ LIFE = 3
 # --- within the window ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
-def test_a_server_that_is_killed_again_and_again_costs_no_byte(scratch: Path, tcp: bool) -> None:
+@pytest.mark.parametrize("way", ["unix", "tcp", "tls"])
+def test_a_server_that_is_killed_again_and_again_costs_no_byte(scratch: Path, way: str) -> None:
     """Its file is in the page cache, which a kill does not touch: so what it took, it has."""
     path = sparse(scratch / "disk.img", SIZE)
+    filters, words = [], ["--connections", "2", "--after-reconnect", "trust"]
+    if way == "tls":
+        pki = certificates(scratch, "127.0.0.1")
+        filters = [f"--tls-certificates={pki}", "--tls=require"]
+        words += ["--tls-certificates", str(pki)]
     with (
-        Mortal(scratch, "file", path, tcp=tcp) as server,
-        disk(server.uri(), "--connections", "2", "--after-reconnect", "trust") as node,
+        Mortal(scratch, *filters, "file", path, tcp=way != "unix") as server,
+        disk(server.uri(tls=way == "tls"), *words) as node,
     ):
-        deaths = 0
+        deaths, before = 0, held(daemon_of(node))
         with fio_meanwhile(
             node, *verify_options(SIZE), "--time_based", "--runtime=30", "--rate=4m"
         ) as goes_on:
@@ -73,7 +79,15 @@ def test_a_server_that_is_killed_again_and_again_costs_no_byte(scratch: Path, tc
         print(f"{deaths} deaths, {lost(node)} connections lost")
         wait_until(lambda: is_connected(node), 60, "the last server")
         assert digest(node, SIZE) == digest(path, SIZE)
+        wait_until(lambda: held(daemon_of(node)) == before, 60, "what is held as before")
     nothing_left()
+
+
+def held(pid: int) -> tuple[int, int]:
+    """Descriptors and threads; the workers of io_uring come and go as the kernel likes."""
+    names = [task.joinpath("comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    threads = [name for name in names if not name.startswith("iou-wrk")]
+    return len(os.listdir(f"/proc/{pid}/fd")), len(threads)
 
 
 def test_a_server_that_shuts_down_with_reads_in_flight_is_asked_again(scratch: Path) -> None:
