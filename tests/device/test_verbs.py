@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import verbs
 from tools import nothing_left, run, sparse, ublkd, ublkd_json
+
+pytestmark = pytest.mark.one_kernel
 
 MIB = 1 << 20
 
@@ -67,7 +72,6 @@ def traits(pid: int) -> dict[str, object]:
     links = sorted(str(fd.readlink()) for fd in (proc / "fd").iterdir())
     return {name: status[name] for name in (*same, "Name")} | {
         "words": (proc / "cmdline").read_bytes().rstrip(b"\0"),
-        "parent": int(stat[1]),
         "leads its session": int(stat[3]) == pid,
         "open": [re.sub(r"\d+", "N", link) for link in links],
         "folder": str((proc / "cwd").readlink()),
@@ -84,6 +88,26 @@ def test_the_daemon_that_a_fork_leaves_is_like_the_command_s(scratch: Path) -> N
         runner("del", "0")
     assert seen[0] == seen[1]
     nothing_left()
+
+
+def waiting(runner: Runner, socket_path: Path) -> dict[str, object]:
+    """A verb's own process, seen while it waits for a server that says nothing."""
+    with socket.socket(socket.AF_UNIX) as door, ThreadPoolExecutor(1) as aside:
+        door.settimeout(60)
+        door.bind(str(socket_path))
+        door.listen()
+        verb = aside.submit(runner, "nbd", "list", f"nbd+unix:///?socket={socket_path}")
+        peer, _ = door.accept()
+        with peer:
+            who = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            seen = traits(struct.unpack("3i", who)[0])
+        assert verb.result().returncode == 1
+    socket_path.unlink()
+    return seen
+
+
+def test_a_fork_is_like_the_command_while_it_runs(scratch: Path) -> None:
+    assert waiting(fork, scratch / "server") == waiting(command, scratch / "server")
 
 
 def test_a_fork_has_the_caller_s_folder_environment_and_input(
