@@ -20,6 +20,7 @@ from tools import (
     fio,
     kernel_loop,
     leases,
+    lent_and_copied,
     mounted,
     nothing_left,
     run,
@@ -219,7 +220,7 @@ def test_a_flush_that_fails_is_told_each_time_as_kernel_loop_does(scratch: Path)
     with kernel_loop(bottom) as cached, mapped("below", cached, 16 * MIB) as below:
         with kernel_loop(below.node) as node:
             assert flushes_that_fail(node, below) == expected
-        for lease in leases():
+        for lease in lent_and_copied():
             with device("loop", "--file", below.node, "--lease", lease) as node:
                 assert flushes_that_fail(node, below) == expected, f"with lease {lease}"
                 assert counters(node)["flush"]["errors"] == 2

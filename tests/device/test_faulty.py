@@ -8,7 +8,17 @@ import os
 from pathlib import Path
 
 import pytest
-from tools import counters, device, fio, leases, nothing_left, refused, sparse, ublkd_json
+from tools import (
+    counters,
+    device,
+    fio,
+    leases,
+    lent_and_copied,
+    nothing_left,
+    refused,
+    sparse,
+    ublkd_json,
+)
 
 MIB = 1 << 20
 FAULTS = ("--short", "0.5", "--odd", "0.3", "--again", "0.2", "--seed", "7")
@@ -63,7 +73,13 @@ def test_an_error_arrives_as_itself_and_no_byte_that_was_not_read(scratch: Path)
                     os.preadv(fd, [area], 0)
                 assert set(area[:]) == {0xEE}, "bytes reached the reader that nobody read"
             os.close(fd)
-        with device("faulty", *words, "--delay", "20ms:0.5") as node:
+    nothing_left()
+
+
+def test_members_that_are_delayed_lose_nothing(scratch: Path) -> None:
+    words = ["--over", "loop", *files(scratch, 1), "--delay", "20ms:0.5"]
+    for lease in lent_and_copied():
+        with device("faulty", *words, "--lease", lease) as node:
             fio(node, "--rw=randrw", "--bs=64k", "--iodepth=8", "--size=2m", "--verify=crc32c",
                 "--verify_fatal=1", "--serialize_overlap=1")  # fmt: skip
             assert ublkd_json("show", node)["describe"]["fault_delay"] == "20ms:0.5"

@@ -67,7 +67,7 @@ def test_a_daemon_of_one_queue_is_small(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", 64 * MIB)
     for lease in leases():
         with device("loop", "--file", disk, "--lease", lease) as node:
-            fio(node, "--rw=randrw", "--bs=4k", "--iodepth=32", "--size=16m")
+            fio(node, "--rw=randrw", "--bs=4k", "--iodepth=32", "--size=4m")
             kib = resident(ublkd_json("show", node)["pid"])
             assert kib < 30 << 10, f"{kib} KiB resident with lease {lease}"
             print(f"{kib} KiB resident with lease {lease}")

@@ -29,7 +29,7 @@ from ublkd.uevent import wait_for_node
 
 TOY = Path(__file__).parent / "toy"
 MIB = 1 << 20
-VERIFY = ("--rw=randrw", "--bsrange=4k-256k", "--iodepth=16", "--size=16m", "--verify=crc32c",
+VERIFY = ("--rw=randrw", "--bsrange=4k-256k", "--iodepth=16", "--size=8m", "--verify=crc32c",
           "--verify_fatal=1", "--serialize_overlap=1")  # fmt: skip
 
 

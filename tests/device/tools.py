@@ -119,6 +119,11 @@ def leases() -> list[str]:
     return [kind for kind, verdict in told["leases"].items() if verdict == "possible"]
 
 
+def lent_and_copied() -> list[str]:
+    """One lease that lends pages, if any does, and one that copies: where others add nothing."""
+    return list(dict.fromkeys([leases()[0], "copy"]))
+
+
 def counters(dev: str) -> dict[str, Any]:
     """The counters of a device, summed over its queues."""
     total: dict[str, Any] = {}
