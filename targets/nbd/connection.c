@@ -249,4 +249,5 @@ void link_end(void *target)
 	free(l->headers);
 	l->slots = NULL;
 	l->headers = NULL;
+	tell_state(l, NBD_WAITING);
 }

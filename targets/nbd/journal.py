@@ -49,6 +49,7 @@ class Journal:
                 whole[entry.position : entry.position + entry.length]
                 if entry.command == Command.WRITE
                 else b"",
+                entry.order,
             )
             for entry in entries
         ]

@@ -29,7 +29,7 @@ from ublkd.targets.nbd.connect import Connection
 from ublkd.targets.nbd.export import Export, Refusal
 from ublkd.targets.nbd.journal import Journal
 from ublkd.targets.nbd.relay import Relay
-from ublkd.targets.nbd.replay import replay
+from ublkd.targets.nbd.replay import Write, replay
 from ublkd.targets.nbd.stream import Patience, Stopped, Stream
 from ublkd.targets.nbd.uri import Uri
 
@@ -280,13 +280,16 @@ class Keeper:
         if self.journal and not lib.nbd_journal_broken(self.links):
             writes = self.journal.writes(self.links)
             patience = Patience(seconds, self._stop)
-            replay(Stream(connection.socket, patience), writes, patience)
+            replay(Stream(connection.socket, patience), writes, patience, self._safe)
             log.warning("%s: %d writes that no flush has covered were written again",
                         self._shown, len(writes))  # fmt: skip
         elif self._settings.after_reconnect != "trust":
             lib.nbd_fail_flush(self.links)
             log.warning("%s: the server may have lost writes that no flush has covered: the next "
                         "flush fails", self._shown)  # fmt: skip
+
+    def _safe(self, write: Write) -> None:
+        lib.nbd_note_flush(self.links, write.order)
 
     def _attach(self, connections: Sequence[Connection]) -> None:
         """Hand them to the queues."""

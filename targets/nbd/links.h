@@ -96,6 +96,9 @@ void nbd_fail_flush(struct nbd *n);
  */
 uint32_t nbd_journal(struct nbd *n, struct nbd_entry *out, uint32_t max);
 
+/* A flush was acknowledged that covers all up to this one, in that order. */
+void nbd_note_flush(struct nbd *n, uint64_t order);
+
 /* Whether the journal is not complete. */
 bool nbd_journal_broken(const struct nbd *n);
 

@@ -139,7 +139,6 @@ int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
 
 /* A write was acknowledged, a flush was, or the journal has lost a write. */
 void nbd_note_write(struct nbd *n, int64_t ticket);
-void nbd_note_flush(struct nbd *n, uint64_t covers);
 void nbd_break_journal(struct nbd *n);
 
 /* --- links.c ----------------------------------------------------------- */

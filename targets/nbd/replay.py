@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ublkd.targets.nbd import wire
@@ -24,6 +24,7 @@ class Write:
     offset: int
     length: int
     data: memoryview | bytes = b""
+    order: int = 0  # of the acknowledgement
 
 
 def _rounds(writes: Sequence[Write]) -> Iterator[list[Write]]:
@@ -40,30 +41,56 @@ def _rounds(writes: Sequence[Write]) -> Iterator[list[Write]]:
         yield round_
 
 
-def replay(stream: Stream, writes: Sequence[Write], patience: Patience) -> None:
-    """All of them, each acknowledged. Raises Refusal, Stopped or OSError."""
-    replies = b""
+def replay(
+    stream: Stream,
+    writes: Sequence[Write],
+    patience: Patience,
+    flushed: Callable[[Write], None] | None = None,
+) -> None:
+    """All of them, each acknowledged. Raises Refusal, Stopped or OSError.
+
+    With ``flushed`` the server is told to flush now and then, and at the end: the writes up to the
+    one that it is called with are safe. So a connection that does not live long is of use, too.
+    """
+    told = _Telling(stream)
     try:
-        for round_ in _rounds(writes):
-            waiting = set(range(len(round_)))
-            for cookie, write in enumerate(round_):
-                stream.send(wire.pack_request(
-                    Command(write.command), cookie, write.offset, write.length, write.flags
-                ))  # fmt: skip
-                if write.data:
-                    stream.send(write.data)
-            while waiting:
-                if not (data := stream.recv()):
-                    raise ConnectionResetError
-                replies += data
-                while len(replies) >= SIMPLE_REPLY.size:
-                    _take(replies[: SIMPLE_REPLY.size], waiting)
-                    replies = replies[SIMPLE_REPLY.size :]
+        for at in range(0, len(writes), MOST):
+            part = writes[at : at + MOST]
+            for round_ in _rounds(part):
+                told.ask(round_)
+            if flushed:
+                told.ask([Write(Command.FLUSH, 0, 0, 0)])
+                flushed(part[-1])
     except TimedOut:
         raise Refusal(f"what it may have lost was not written again within {patience.seconds:g} "
                       "seconds") from None  # fmt: skip
-    if replies:
-        raise Refusal("what the server sent is no reply")
+
+
+class _Telling:
+    """One stream, and what of the next reply has come."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._heard = b""
+
+    def ask(self, round_: Sequence[Write]) -> None:
+        """All of it, and wait for every answer."""
+        waiting = set(range(len(round_)))
+        for cookie, write in enumerate(round_):
+            self._stream.send(wire.pack_request(
+                Command(write.command), cookie, write.offset, write.length, write.flags
+            ))  # fmt: skip
+            if write.data:
+                self._stream.send(write.data)
+        while waiting:
+            if not (data := self._stream.recv()):
+                raise ConnectionResetError
+            self._heard += data
+            while len(self._heard) >= SIMPLE_REPLY.size:
+                _take(self._heard[: SIMPLE_REPLY.size], waiting)
+                self._heard = self._heard[SIMPLE_REPLY.size :]
+        if self._heard:
+            raise Refusal("what the server sent is no reply")
 
 
 def _take(raw: bytes, waiting: set[int]) -> None:

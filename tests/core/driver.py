@@ -15,7 +15,8 @@ TURNS = 100_000
 
 READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES = 0, 1, 2, 3, 5  # UBLK_IO_OP_*
 FUA, NOUNMAP, NEED_REG_BUF = 1 << 13, 1 << 15, 1 << 17  # UBLK_IO_F_*
-LEND, UNLEND, LEAD = 0xFFFF, 0xFFFE, 0xFFFD  # AT_*: in the place of a member's number
+# AT_*: in the place of a member's number
+LEND, UNLEND, LEAD, CANCEL = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
 
 
 class Op(IntEnum):
@@ -249,6 +250,11 @@ class Driver:
         return int(self.lib.fake_fd(self._fake))
 
     @property
+    def wake_fd(self) -> int:
+        """Readable when another thread has something to tell that no turn has heard yet."""
+        return int(self.lib.groups_wake_fd(self.env))
+
+    @property
     def in_flight(self) -> int:
         """Members and commands, the target's own ones among them."""
         return int(self.lib.fake_in_flight(self._fake))
@@ -289,7 +295,7 @@ class Driver:
 
     def issued(self) -> list[Issued]:
         """The members' SQEs since the round began."""
-        return [e for e in self.everything() if e.member < LEAD]
+        return [e for e in self.everything() if e.member < CANCEL]
 
     def unlent(self) -> list[int]:
         """Failures of UNREGISTER that were reported: the last one's errno for each."""

@@ -221,7 +221,9 @@ class NbdDisk:
         alive = [s for s in self.servers if s.end.fileno() >= 0]
         listening = [s.end.fileno() for s in alive if s.listens]
         saying = [s.end.fileno() for s in alive if s.wants_to_say]
-        select.select([self.driver.ready_fd, *listening], saying, [], left)
+        # the kernel may not tell the one of the other: an eventfd within the wake-up of an eventfd
+        ready = [self.driver.ready_fd, self.driver.wake_fd]
+        select.select([*ready, *listening], saying, [], left)
 
 
 DiskMaker = Callable[..., NbdDisk]

@@ -16,7 +16,8 @@ from .peer import Pair, tcp_pair, unix_pair
 
 SOON, LATER, NEVER = 50_000_000, 400_000_000, 10**12
 """Nanoseconds: not to wait long for them; for what should come before; and for ever."""
-LARGE = 1 << 20
+LARGE = 1 << 18
+TIMEOUT = 11  # IORING_OP_TIMEOUT
 
 
 @pytest.fixture(params=["copy", "auto", "auto, READ_FIXED"])
@@ -170,3 +171,5 @@ def test_the_end_does_not_wait_for_the_clock(new_disk: DiskMaker) -> None:
     disk.until_committed(0)
     assert disk.driver.in_flight == 2
     assert disk.driver.end() == 0
+    (tick,) = [e for e in disk.driver.issued() if e.opcode == TIMEOUT]
+    assert tick.res == -errno.ECANCELED

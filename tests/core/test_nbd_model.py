@@ -33,8 +33,16 @@ BLOCK = 512
 ERRORS = {28: -errno.ENOSPC, 95: -errno.EOPNOTSUPP}
 """None of these is EIO, which the disk itself says."""
 
-tags = st.integers(0, DEPTH - 1)
 seeds = st.integers(0, 1 << 16)
+settles = st.sampled_from([True, True, False])
+asked = st.tuples(
+    st.sampled_from([READ, READ, WRITE, WRITE, FLUSH, DISCARD, WRITE_ZEROES]),
+    st.integers(0, 7),
+    st.sampled_from([1, 2, 8, 120]),
+    st.booleans(),
+    seeds,
+)
+"""Operation, block, number of blocks, whether it is FUA, and what is written."""
 
 
 @dataclass
@@ -77,25 +85,25 @@ class Machine(RuleBasedStateMachine):
 
     # --- requests ----------------------------------------------------------
 
-    @rule(
-        tag=tags,
-        op=st.sampled_from([READ, READ, WRITE, WRITE, FLUSH, DISCARD, WRITE_ZEROES]),
-        where=st.integers(0, 7),
-        blocks=st.sampled_from([1, 2, 8, 120]),
-        fua=st.booleans(),
-        seed=seeds,
-    )
-    def begin(self, tag: int, op: int, where: int, blocks: int, fua: bool, seed: int) -> None:
-        if tag in self.serving:
-            return
-        size = 0 if op == FLUSH else blocks * BLOCK
-        offset = 0 if op == FLUSH else tag * MAX_IO + where * BLOCK
-        data = noise(size, seed)
-        self.disk.fill(tag, data)
-        self.serving[tag] = Served(op, offset, size, data if op == WRITE else bytes(size))
-        self.serving[tag].failed = self._may_fail or (op == FLUSH and self.fails_flush)
-        self.disk.begin(tag, op, offset, size, FUA * fua)
+    @precondition(lambda self: len(self.serving) < DEPTH)
+    @rule(asked=st.lists(asked, min_size=1, max_size=DEPTH), settles=settles)
+    def begin(self, asked: list[tuple[int, int, int, bool, int]], settles: bool) -> None:
+        free = [tag for tag in range(DEPTH) if tag not in self.serving]
+        for tag, (op, where, blocks, fua, seed) in zip(free, asked, strict=False):
+            size = 0 if op == FLUSH else blocks * BLOCK
+            offset = 0 if op == FLUSH else tag * MAX_IO + where * BLOCK
+            data = noise(size, seed)
+            self.disk.fill(tag, data)
+            self.serving[tag] = Served(op, offset, size, data if op == WRITE else bytes(size))
+            self.serving[tag].failed = self._may_fail or (op == FLUSH and self.fails_flush)
+            self.disk.begin(tag, op, offset, size, FUA * fua)
+        self._and_then(settles)
+
+    def _and_then(self, settles: bool) -> None:
+        """The queue goes on as far as it can, or not yet."""
         self.settled = False
+        if settles:
+            self.settle()
 
     @property
     def _may_fail(self) -> bool:
@@ -103,34 +111,50 @@ class Machine(RuleBasedStateMachine):
 
     # --- the keeper --------------------------------------------------------
 
-    @rule(room=st.sampled_from([None, None, 1]), hears=st.sampled_from([None, None, 0, 30, 5000]))
-    def attach(self, room: int | None, hears: int | None) -> None:
+    @rule(
+        room=st.sampled_from([None, None, 1]),
+        hears=st.sampled_from([None, None, None, 0, 30, 5000]),
+        settles=settles,
+    )
+    def attach(self, room: int | None, hears: int | None, settles: bool) -> None:
         self.attaches += 1
         self.shall_fail = False
         self.disk.attach(self.store, lambda: unix_pair(room), hears=hears)
-        self.settled = False
+        self._and_then(settles)
 
-    @rule()
-    def break_off(self) -> None:
+    @precondition(lambda self: self.disk.status.state == self.disk.lib.NBD_CONNECTED)
+    @rule(settles=settles)
+    def break_off_connection(self, settles: bool) -> None:
+        self.break_off(settles)
+
+    @rule(
+        wish=st.sampled_from(["break_off", "break_off", "fail", "fail_flush"]),
+        sure=st.integers(0, 2),
+        settles=settles,
+    )
+    def wish(self, wish: str, sure: int, settles: bool) -> None:
+        if sure == 0:  # or little would come between them
+            getattr(self, wish)(settles)
+
+    def break_off(self, settles: bool) -> None:
         self.disk.break_off()
         self.causes += 1
-        self.settled = False
+        self._and_then(settles)
 
-    @rule()
-    def fail(self) -> None:
+    def fail(self, settles: bool) -> None:
         for served in self.serving.values():
             served.failed = True
         self.disk.fail()
         self.causes += 1
         self.told_to_fail = self.shall_fail = True
-        self.settled = False
+        self._and_then(settles)
 
-    @rule()
-    def fail_flush(self) -> None:
+    def fail_flush(self, settles: bool) -> None:
         self.disk.lib.nbd_fail_flush(self.disk.links)
         self.fails_flush = True
         for served in self.serving.values():
             served.failed |= served.op == FLUSH
+        self._and_then(settles)
 
     # --- servers -----------------------------------------------------------
 
@@ -157,40 +181,47 @@ class Machine(RuleBasedStateMachine):
             served.payloads.append(text[16:])
         return text
 
+    @precondition(lambda self: self._current())
     @rule(
-        which=st.integers(0, DEPTH - 1),
+        which=st.lists(st.integers(0, DEPTH - 1), min_size=1, max_size=DEPTH),
         error=st.sampled_from([0, 0, 0, 28, 95]),
         piece=st.sampled_from([None, None, 1, 7, 600]),
         share=st.sampled_from([1, 1, 1, 0.999, 0.5, 0.01]),
+        settles=settles,
     )
-    def answer(self, which: int, error: int, piece: int | None, share: float) -> None:
-        """Whole, or a part of it and then the end."""
+    def answer(
+        self, which: list[int], error: int, piece: int | None, share: float, settles: bool
+    ) -> None:
+        """Whole; or the last one in part, and then the end."""
         server = self._current()
-        if server is None:
-            return
-        asked = server.asked[which % len(server.asked)]
-        if error == 95 and self.serving[asked.tag].op in (READ, WRITE, FLUSH):
-            error = 28
-        text = self._done(server, asked, error)
-        whole, text = text, text[: int(share * len(text))]
-        while piece and text:
-            # woken 128 times, a transfer goes to a worker of the kernel, for which nobody waits
-            least = max(piece, len(whole) // 50)
-            server.say(text[:least])
-            text = text[least:]
-            self.disk.settle()
-        server.say(text)
+        assert server is not None
+        for i, number in enumerate(which):
+            if not server.asked:
+                break
+            asked = server.asked[number % len(server.asked)]
+            plain = self.serving[asked.tag].op in (READ, WRITE, FLUSH)
+            text = self._done(server, asked, 28 if error == 95 and plain else error)
+            last = i + 1 == len(which) or not server.asked
+            self._say(server, text[: int(share * len(text)) if last else None], piece)
         if share < 1:
-            assert len(text) < len(whole)
             server.shut()
             self.causes += 1
-        self.settled = False
+        self._and_then(settles)
 
-    @rule(lie=st.sampled_from(["magic", "cookie", "the end", "noise"]), seed=seeds)
-    def lie(self, lie: str, seed: int) -> None:
+    def _say(self, server: Server, text: bytes, piece: int | None) -> None:
+        # woken 128 times, a transfer goes to a worker of the kernel, for which nobody waits
+        least = max(piece or len(text), len(text) // 50)
+        while text:
+            server.say(text[:least])
+            text = text[least:]
+            if piece:
+                self.disk.settle()
+
+    @precondition(lambda self: self._current())
+    @rule(lie=st.sampled_from(["magic", "cookie", "the end", "noise"]), seed=seeds, settles=settles)
+    def lie(self, lie: str, seed: int, settles: bool) -> None:
         server = self._current()
-        if server is None:
-            return
+        assert server is not None
         self.causes += 1
         cookie = server.asked[0].cookie
         server.say(
@@ -201,22 +232,24 @@ class Machine(RuleBasedStateMachine):
                 "noise": b"\1" + noise(100, seed),
             }[lie]
         )
-        self.settled = False
+        self._and_then(settles)
 
-    @rule(which=st.integers(0, 3), close=st.booleans())
-    def cut(self, which: int, close: bool) -> None:
+    @rule(which=st.integers(0, 3), close=st.booleans(), settles=settles)
+    def cut(self, which: int, close: bool, settles: bool) -> None:
         alive = [s for s in self.disk.servers if s.end.fileno() >= 0]
         if alive:
             (Server.close if close else Server.shut)(alive[which % len(alive)])
             self.causes += 1
-            self.settled = False
+            self._and_then(settles)
 
+    @precondition(lambda self: any(s.hears is not None for s in self.disk.servers))
     @rule(more=st.sampled_from([1, 28, 30000, None]))
     def hear_on(self, more: int | None) -> None:
         for server in self.disk.servers:
             server.hears = more
         self.settled = False
 
+    @precondition(lambda self: not self.settled)
     @rule(turns=st.integers(1, 3))
     def turn(self, turns: int) -> None:
         """So far and no further."""
@@ -224,6 +257,7 @@ class Machine(RuleBasedStateMachine):
             self.disk.driver.turn()
         self._look()
 
+    @precondition(lambda self: not self.settled)
     @rule()
     def settle(self) -> None:
         self.disk.settle()
@@ -290,8 +324,7 @@ class Machine(RuleBasedStateMachine):
     def _serve_the_rest(self) -> None:
         """By an honest server; and a flush covers all."""
         self.settle()
-        self.break_off()
-        self.disk.settle()
+        self.break_off(True)
         server = self.disk.attach(self.store)
         self.attaches += 1
         self.shall_fail = False
