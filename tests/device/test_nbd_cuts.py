@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from direct import Direct, direct
-from nbd import KIB, MIB, Meanwhile, discard, disk, lost, reading, writing, zero
+from nbd import KIB, MIB, Meanwhile, discard, disk, is_connected, lost, reading, writing, zero
 from tools import counters, fio, leases, nothing_left, run, wait_until
 
 from tests.unit.nbd.faults import (
@@ -126,6 +126,8 @@ def test_no_error_and_no_wrong_byte_whatever_the_server_does(
                 assert found.do(case.command) == "ok", (lease, case)
                 if case.fault.what == "twice":  # the second is noticed when somebody listens
                     wait_until(lambda n=count: lost(node) == n, 30, "a dead connection")
+                    # while writes are told again, older ones stand in the place of newer ones
+                    wait_until(lambda: is_connected(node), 30, "the next connection")
                 server.heal()
                 found.check((lease, case))
                 assert server.connections == count + 1, (lease, case)
