@@ -141,7 +141,9 @@ def test_many_requests_are_under_way_when_the_connection_is_cut(scratch: Path) -
         )]  # fmt: skip
         with (
             Misbehaving(scratch / "sock", *faults, offer=Offer(SIZE), shuffle=True) as server,
-            disk(server.uri(), "--lease", lease, "--connections", "2") as node,
+            disk(
+                server.uri(), "--lease", lease, "--connections", "2", "--reconnect-window", "inf"
+            ) as node,
         ):
             told = fio(
                 node, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=16", f"--size={SIZE}",
