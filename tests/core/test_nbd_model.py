@@ -203,6 +203,8 @@ class Machine(RuleBasedStateMachine):
             text = self._done(server, asked, 28 if error == 95 and plain else error)
             last = i + 1 == len(which) or not server.asked
             self._say(server, text[: int(share * len(text)) if last else None], piece)
+            if last:  # whatever has been asked meanwhile: nothing comes behind a part
+                break
         if share < 1:
             server.shut()
             self.causes += 1
