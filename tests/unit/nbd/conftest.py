@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.helpers import open_fds
 from tests.unit.nbd.certificates import authority, certificate, openssl, revoke
+from tests.unit.nbd.keeping import World
 
 
 @pytest.fixture
@@ -23,6 +24,14 @@ def nothing_left() -> Iterator[None]:
         gc.collect()
     assert open_fds() == before
     assert threading.active_count() == threads
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> Iterator[World]:
+    """A keeper to be made, and its end."""
+    made = World(monkeypatch)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

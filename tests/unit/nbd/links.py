@@ -16,7 +16,6 @@ from ublkd.errors import UblkdError
 from ublkd.targets.nbd.connect import Connection
 from ublkd.targets.nbd.export import Export
 from ublkd.targets.nbd.stream import Stopped
-from ublkd.targets.nbd.uri import Uri
 from ublkd.targets.nbd.wire import ExportFlag
 
 PATIENCE = 30
@@ -42,10 +41,14 @@ class Link:
 class Links:
     """``lib`` for keeper.py: what is wished of a link is done at once, unless its queue is slow."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, clock: Clock) -> None:
         self.link = [Link() for _ in range(number)]
         self.did: list[str] = []
+        self.when: list[float] = []
+        """By the clock, of each of these."""
+        self._clock = clock
         self.unflushed = False
+        self.journal_broken = False
         self.slow = False
         """Whether queues leave a break undone."""
         self._news = threading.Condition()
@@ -67,6 +70,7 @@ class Links:
     def _tell(self, what: str) -> None:
         with self._news:
             self.did.append(what)
+            self.when.append(self._clock.monotonic())
             self._news.notify_all()
 
     def lose(self, number: int, loss: int = lib.NBD_LOST_SOCKET, err: int = -104) -> None:
@@ -87,7 +91,8 @@ class Links:
 
     def nbd_new(self, config: Any) -> object:
         assert config.nr_links == len(self.link)
-        self.timeout_ns = int(config.timeout_ns)
+        self.timeout_ns, self.window_ns = int(config.timeout_ns), int(config.window_ns)
+        self.journal_bytes = int(config.journal_bytes)
         self._lost_fd = int(config.lost_fd)
         return self
 
@@ -128,12 +133,15 @@ class Links:
     def nbd_unflushed(self, _links: object) -> bool:
         return self.unflushed
 
+    def nbd_journal_broken(self, _links: object) -> bool:
+        return self.journal_broken
+
     def nbd_fail_flush(self, _links: object) -> None:
         self._tell("fail flush")
 
 
 class Clock:
-    """``time``, ``random`` and ``select`` for keeper.py: its pauses are over at once."""
+    """``time``, ``random`` and ``select`` for keeper.py: what it waits for a while ends at once."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -173,6 +181,8 @@ class Servers:
         default_factory=list
     )
     patience: list[float] = field(default_factory=list)
+    when: list[float] = field(default_factory=list)
+    """By the clock, of each try."""
     ends: list[socket.socket] = field(default_factory=list)
     waiting: threading.Event = field(default_factory=threading.Event)
     """Whether the script is over."""
@@ -182,8 +192,10 @@ class Servers:
         self.ends.append(theirs)
         return Connection(ours, export)
 
-    def dial(self, _uri: Uri, seconds: float, stop: int) -> Connection:
+    def dial(self, seconds: float, stop: int | None) -> Connection:
+        assert stop is not None
         self.patience.append(seconds)
+        self.when.append(self.clock.monotonic())
         while self.script:
             step = self.script.pop(0)
             if isinstance(step, BaseException):

@@ -1,81 +1,18 @@
-"""The keeper of connections: when it makes them anew, how long requests wait, how it ends."""
+"""The keeper of connections: when it makes them anew, and how long requests wait."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.unit.nbd.links import EXPORT, FLAGS, Clock, Links, Servers, refused
+from tests.unit.nbd.keeping import World
+from tests.unit.nbd.links import EXPORT, Links, refused
 from ublkd._core import lib
-from ublkd.targets.nbd import keeper as module
-from ublkd.targets.nbd.export import BlockSizes, Export
-from ublkd.targets.nbd.keeper import Keeper, Settings, worse
-from ublkd.targets.nbd.uri import parse
-from ublkd.targets.nbd.wire import ExportFlag
-
-URI = parse("nbd://127.0.0.1/")
 
 Failing = list[Any]
-
-
-class World:
-    """A keeper, its links, its clock and its servers."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-        self.clock = Clock()
-        self.servers = Servers(self.clock)
-        self.links = Links(1)
-        self.keeper: Keeper | None = None
-
-    def keep(self, *script: Any, connections: int = 1, **settings: Any) -> Links:
-        """With ``script`` for all connections behind the first ones."""
-        self.links = Links(connections)
-        for name in ("time", "random", "select"):
-            self._monkeypatch.setattr(module, name, self.clock)
-        self._monkeypatch.setattr(module, "lib", self.links)
-        self.clock.napped = self.links.notice
-        self.servers.script = list(script)
-        max_io = settings.pop("max_io", 0)
-        timeout = settings.pop("timeout", math.inf)
-        self.keeper = Keeper(
-            Settings(uri=URI, connections=connections, **settings),
-            [self.servers.new() for _ in range(connections)],
-            timeout=timeout,
-            max_io=max_io,
-            dial=self.servers.dial,
-        )
-        return self.links
-
-    def until_attached(self, times: int, link: int = 0) -> None:
-        self.links.until(lambda: self.links.did.count(f"attach {link}") == times)
-
-    def until_script_is_over(self) -> None:
-        assert self.servers.waiting.wait(30)
-
-    def stop(self) -> None:
-        assert self.keeper is not None
-        self.keeper.stopping()
-
-    def close(self) -> None:
-        if self.keeper is not None:
-            self.keeper.close()
-            assert self.links.freed
-            assert all(self.servers.closed())
-            self.keeper = None
-        self.servers.close()
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> Iterator[World]:
-    made = World(monkeypatch)
-    yield made
-    made.close()
 
 
 # --- connections ------------------------------------------------------------
@@ -89,11 +26,17 @@ def test_every_link_gets_a_connection_at_once_and_the_end_closes_them(world: Wor
     assert world.servers.patience == []
 
 
-@pytest.mark.parametrize(("timeout", "told"), [(math.inf, 0), (1.5, 1_500_000_000)])
+@pytest.mark.parametrize(("timeout", "told"), [(math.inf, 0), (1.5, 1_500_000_000), (1e-10, 1)])
 def test_a_deadline_of_requests_is_told_in_nanoseconds(
     world: World, timeout: float, told: int
 ) -> None:
     assert world.keep(timeout=timeout).timeout_ns == told
+
+
+@pytest.mark.parametrize(("window", "told"), [(math.inf, 0), (30.0, 30_000_000_000), (0.0, 1)])
+def test_the_window_of_one_request_is_told_as_well(world: World, window: float, told: int) -> None:
+    """None at all is the least there is: 0 means for ever."""
+    assert world.keep(window=window).window_ns == told
 
 
 def test_a_lost_connection_is_made_anew(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,7 +49,7 @@ def test_a_lost_connection_is_made_anew(world: World, caplog: pytest.LogCaptureF
     told = [record.getMessage() for record in caplog.records]
     assert told == [
         "nbd://127.0.0.1: connection lost: the server has closed the connection; requests wait "
-        "for 30 seconds",
+        "30 seconds",
         "nbd://127.0.0.1: connected again after 0.0 seconds",
     ]
 
@@ -236,7 +179,16 @@ def test_a_try_at_the_very_end_of_the_window_has_a_moment(world: World) -> None:
     links = world.keep(9.99 - 0.25, refused(), refused(), window=10.0)
     links.lose(0)
     world.until_script_is_over()
-    assert world.servers.patience[:2] == [10.0, 0.1]
+    assert world.servers.patience[:2] == pytest.approx([10.0, 0.1])
+
+
+def test_several_connections_have_one_deadline_in_common(world: World) -> None:
+    links = world.keep(4.0, EXPORT, 3.0, EXPORT, 5.0, EXPORT, EXPORT,
+                       connections=4, open_timeout=10.0)  # fmt: skip
+    links.lose(0)
+    world.until_attached(2, link=3)
+    # the last one has a moment: it may be there at once
+    assert world.servers.patience == [10.0, 6.0, 3.0, 0.1]
 
 
 def test_a_disk_that_failed_heals(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -256,235 +208,53 @@ def test_the_same_reason_is_told_once(world: World, caplog: pytest.LogCaptureFix
     world.until_attached(2)
     world.close()
     told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert told[1:-1] == ["a", "b", "a"]
+    assert told[1:-1] == [f"nbd://127.0.0.1: not connected: {words}" for words in ("a", "b", "a")]
 
 
-# --- what came back ---------------------------------------------------------
-
-OLD = Export(
-    name="",
-    size=1 << 20,
-    flags=FLAGS | ExportFlag.SEND_FUA | ExportFlag.SEND_TRIM | ExportFlag.SEND_WRITE_ZEROES,
-    sizes=BlockSizes(512, 4096, 1 << 20),
-)
-
-
-def without(flag: ExportFlag) -> Export:
-    return dataclasses.replace(OLD, flags=OLD.flags & ~flag)
-
-
-WORSE: dict[str, tuple[Export, str]] = {
-    "larger": (dataclasses.replace(OLD, size=2 << 20), "it has 2097152 bytes and had 1048576"),
-    "smaller": (dataclasses.replace(OLD, size=1 << 19), "it has 524288 bytes and had 1048576"),
-    "read-only": (
-        dataclasses.replace(OLD, flags=OLD.flags | ExportFlag.READ_ONLY), "it is read-only now",
-    ),
-    "larger blocks": (
-        dataclasses.replace(OLD, sizes=BlockSizes(4096, 4096, 1 << 20)),
-        "it wants blocks of 4096 bytes now and had 512",
-    ),
-    "shorter requests": (
-        dataclasses.replace(OLD, sizes=BlockSizes(512, 4096, 1 << 15)),
-        "it takes 32768 bytes at once now, and the disk's requests have 65536",
-    ),
-    "no flush": (without(ExportFlag.SEND_FLUSH), "it cannot flush any more"),
-    "no FUA": (without(ExportFlag.SEND_FUA), "it cannot fua any more"),
-    "no trim": (without(ExportFlag.SEND_TRIM), "it cannot trim any more"),
-    "no zeroes": (without(ExportFlag.SEND_WRITE_ZEROES), "it cannot write zeroes any more"),
-    "one connection": (
-        without(ExportFlag.CAN_MULTI_CONN),
-        "it cannot be reached over several connections any more",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WORSE)
-def test_what_is_worse_cannot_stand_for_what_was(name: str) -> None:
-    new, words = WORSE[name]
-    assert worse(new, OLD, 2, 1 << 16) == words
-
-
-@pytest.mark.parametrize(
-    "new",
-    [
-        OLD,
-        dataclasses.replace(OLD, flags=OLD.flags | ExportFlag.ROTATIONAL),
-        dataclasses.replace(OLD, size=(1 << 20) + 511),
-        dataclasses.replace(OLD, sizes=None),
-        dataclasses.replace(OLD, sizes=BlockSizes(1, 512, 1 << 16)),
-        dataclasses.replace(OLD, description="another day"),
-    ],
-)
-def test_what_is_no_worse_can(new: Export) -> None:
-    assert worse(new, OLD, 2, 1 << 16) == ""
-
-
-def test_what_a_single_connection_does_not_need_may_be_gone() -> None:
-    assert worse(without(ExportFlag.CAN_MULTI_CONN), OLD, 1, 0) == ""
-
-
-def test_what_was_read_only_may_be_writable() -> None:
-    read_only = dataclasses.replace(OLD, flags=OLD.flags | ExportFlag.READ_ONLY)
-    assert worse(OLD, read_only, 2, 0) == ""
-
-
-def test_an_export_that_has_changed_is_left_until_it_is_what_it_was(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    other = dataclasses.replace(EXPORT, size=EXPORT.size * 2)
-    links = world.keep(other, other, 60.0, other, EXPORT)
-    links.lose(0)
-    world.until_attached(2)
-    assert world.servers.closed() == [True, True, True, True, False]
-    assert links.did == ["attach 0", "break 0", "fail 0", "attach 0"]
-    assert caplog.text.count("the export is not what it was: it has 2097152 bytes") == 1
-
-
-def test_all_connections_must_be_had_or_none_is_used(world: World) -> None:
-    links = world.keep(EXPORT, EXPORT, refused(), EXPORT, EXPORT, EXPORT, connections=3)
-    links.lose(2)
-    world.until_attached(2, link=2)
-    assert world.servers.closed() == [True] * 5 + [False] * 3
-    assert links.did.count("attach 0") == 2
-
-
-# --- writes that may be lost ------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("unflushed", "after", "fails"),
-    [(True, "strict", 1), (True, "trust", 0), (False, "strict", 0), (False, "trust", 0)],
-)
-def test_the_next_flush_fails_where_writes_may_be_lost(
-    world: World, unflushed: bool, after: str, fails: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    links = world.keep(refused(), EXPORT, after_reconnect=after)
-    links.unflushed = unflushed
-    links.lose(0)
-    world.until_attached(2)
-    assert links.did == ["attach 0", "break 0", *["fail flush"] * fails, "attach 0"]
-    assert ("the next flush fails" in caplog.text) == bool(fails)
-
-
-# --- the end ----------------------------------------------------------------
-
-
-def test_the_end_leaves_a_quiet_disk_its_connection(world: World) -> None:
-    """Its last requests are still to come: it is the queues that end."""
-    links = world.keep()
-    world.stop()
-    world.stop()
-    links.until(lambda: len(world.clock.naps) > 20)
-    assert links.did == ["attach 0"]
-    assert world.servers.closed() == [False]
-
-
-def test_the_end_does_not_wait_for_a_server_that_is_lost(world: World) -> None:
-    links = world.keep()
-    links.slow = True
-    world.stop()
-    links.lose(0)
-    links.until(lambda: "fail 0" in links.did)
-
-
-def test_the_end_waits_for_requests_that_are_being_answered(world: World) -> None:
-    links = world.keep()
-    links.link[0].answers, links.link[0].unanswered = 50, 1
-    world.stop()
-    links.until(lambda: "fail 0" in links.did)
-    assert links.link[0].answers == 0
-    assert links.link[0].ended == 50
-    assert len(world.clock.naps) > 20
-
-
-@pytest.mark.parametrize("connections", [1, 3])
-def test_the_end_does_not_wait_for_a_silent_server(world: World, connections: int) -> None:
-    links = world.keep(connections=connections)
-    links.link[-1].unanswered = 1
-    world.stop()
-    links.until(lambda: f"fail {connections - 1}" in links.did)
-    assert world.clock.naps == [1.0]
-
-
-def test_the_end_while_a_server_is_dialled(world: World) -> None:
-    links = world.keep()
-    links.lose(0)
-    world.until_script_is_over()
-    world.stop()
-    links.until(lambda: "fail 0" in links.did)
-
-
-def test_the_end_during_a_pause(world: World) -> None:
-    def stop() -> None:
-        world.stop()
-        raise refused()
-
-    links = world.keep(stop)
-    links.lose(0)
-    links.until(lambda: "fail 0" in links.did)
-    assert len(world.servers.patience) == 1
-
-
-def test_the_end_while_queues_give_connections_up(world: World) -> None:
-    links = world.keep(connections=2)
-    links.slow = True
-    links.lose(0)
-    links.until(lambda: "break 1" in links.did)
-    world.stop()
-    links.until(lambda: "fail 1" in links.did)
-    assert world.servers.patience == []
-
-
-def test_the_end_while_requests_fail(world: World) -> None:
-    links = world.keep(60.0, refused())
-    links.lose(0)
-    world.until_script_is_over()
-    assert links.did[-1] == "fail 0"
-    world.stop()
-    links.until(lambda: links.did.count("fail 0") == 2)
-
-
-def test_what_is_lost_after_the_end_began_fails_too(world: World) -> None:
-    links = world.keep()
-    links.link[0].unanswered = 1
-    world.stop()
-    links.until(lambda: links.did.count("fail 0") == 1)
-    links.wake()
-    links.until(lambda: links.did.count("fail 0") == 2)
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_it_can_be_closed_without_a_word_before(world: World, lost: bool) -> None:
-    links = world.keep()
-    if lost:
+def pauses_after_losses(world: World, links: Links, number: int, *, answered: bool) -> list[float]:
+    """One connection after the other, lost at once: what was waited before each of the next."""
+    pauses = []
+    for times in range(2, number + 2):
+        if answered:
+            links.link[0].ended += 1
+        before = len(world.clock.naps)
         links.lose(0)
-        world.until_script_is_over()
-    world.close()
-    assert links.freed
+        world.until_attached(times)
+        pauses.append(sum(world.clock.naps[before:]))
+    return pauses
 
 
-def test_a_mistake_of_ours_is_told_and_nothing_waits_for_ever(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    links = world.keep(ZeroDivisionError())
+def test_connections_that_are_good_for_nothing_are_not_made_without_pauses(world: World) -> None:
+    """Each is lost before anything was answered: a request at which the server ends."""
+    links = world.keep(*[EXPORT] * 9, window=math.inf)
+    pauses = pauses_after_losses(world, links, 9, answered=False)
+    assert pauses == [0, 0.25, 0.5, 1, 2, 4, 8, 16, 16]
+
+
+def test_a_connection_that_answered_is_made_anew_at_once(world: World) -> None:
+    links = world.keep(*[EXPORT] * 6)
+    assert pauses_after_losses(world, links, 3, answered=True) == [0] * 3
+
+
+def test_pauses_go_on_from_loss_to_loss_until_something_is_answered(world: World) -> None:
+    links = world.keep(refused(), refused(), EXPORT, EXPORT, refused(), EXPORT, EXPORT)
     links.lose(0)
-    links.until(lambda: "fail 0" in links.did)
-    assert "the keeper of its connections has failed" in caplog.text
-    assert "ZeroDivisionError" in caplog.text
+    world.until_attached(2)
+    links.lose(0)
+    world.until_attached(3)
+    assert world.clock.naps == [0.25, 0.5, 1]
+    links.link[0].ended += 1
+    links.lose(0)
+    world.until_attached(4)
+    assert world.clock.naps[3:] == [0.25]
+    links.lose(0)
+    world.until_attached(5)
+    assert world.clock.naps[4:] == [0.5]
 
 
-# --- with the real links ----------------------------------------------------
-
-
-@pytest.mark.parametrize("stopping", [False, True])
-def test_links_that_no_queue_has_taken_yet_are_not_lost(nothing_left: None, stopping: bool) -> None:
-    servers = Servers(Clock())
-    keeper = Keeper(Settings(uri=URI, connections=2), [servers.new(), servers.new()],
-                    dial=servers.dial)  # fmt: skip
-    assert servers.closed() == [False, False]
-    if stopping:
-        keeper.stopping()
-    keeper.close()
-    assert servers.closed() == [True, True]
-    assert servers.patience == []
-    servers.close()
+def test_the_pause_before_the_first_try_is_a_part_of_the_window(world: World) -> None:
+    """And no longer than it: what waits fails in time."""
+    links = world.keep(*[EXPORT] * 6, refused(), window=3.0)
+    pauses = pauses_after_losses(world, links, 6, answered=False)
+    assert pauses == [0, 0.25, 0.5, 1, 2, 3.0]
+    assert links.did.count("fail 0") == 1  # the last one's window was over with its pause
