@@ -90,7 +90,7 @@ def worse(new: Export, old: Export, params: Params, connections: int) -> str:
         return f"it wants blocks of {new.block} bytes now and had {old.block}"
     if new.maximum < longest:
         return f"it takes {new.maximum} bytes at once now, and the disk asks for up to {longest}"
-    for name in ("flush", "fua", "trim", "write_zeroes"):
+    for name in () if params.read_only else ("flush", "fua", "trim", "write_zeroes"):
         if getattr(old, name) and not getattr(new, name):
             return f"it cannot {name.replace('_', ' ')} any more"
     if connections > 1 and not new.multi_conn:

@@ -87,6 +87,11 @@ def test_what_was_read_only_may_be_writable() -> None:
     assert worse(OLD, read_only, PARAMS, 2) == ""
 
 
+def test_a_disk_that_is_never_written_may_have_become_read_only() -> None:
+    read_only = dataclasses.replace(OLD, flags=OLD.flags | ExportFlag.READ_ONLY)
+    assert worse(read_only, OLD, dataclasses.replace(PARAMS, read_only=True), 2) == ""
+
+
 @pytest.mark.parametrize(
     "params",
     [
