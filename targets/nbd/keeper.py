@@ -121,9 +121,20 @@ class Keeper:
         self._ending = False
         self._relays: list[Relay] = []
         self._pause, self._answered = FIRST_PAUSE, -1
+        self.links = ffi.NULL
+        self._attached = [0 for _ in self._links]
+        self._thread = threading.Thread(target=self._run, name="nbd-keeper", daemon=True)
+        self.journal = Journal() if settings.after_reconnect == "replay" else None
         self._lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.journal = Journal() if settings.after_reconnect == "replay" else None
+        try:
+            self._begin(connections)
+        except BaseException:
+            self._free()
+            raise
+
+    def _begin(self, connections: Sequence[Connection]) -> None:
+        settings = self._settings
         config = {
             "nr_links": settings.connections,
             "timeout_ns": _ns(settings.timeout),
@@ -134,9 +145,7 @@ class Keeper:
         self.links = lib.nbd_new(ffi.new("struct nbd_config *", config))
         if self.links == ffi.NULL:
             raise MemoryError
-        self._attached = [0 for _ in self._links]
         self._attach(connections)
-        self._thread = threading.Thread(target=self._run, name="nbd-keeper", daemon=True)
         self._thread.start()
 
     def stopping(self) -> None:
@@ -152,7 +161,12 @@ class Keeper:
         if self._thread.is_alive():
             return  # what it uses has to stay
         self._close_relays(linger=True)
-        lib.nbd_free(self.links)
+        self._free()
+
+    def _free(self) -> None:
+        self._close_relays()
+        if self.links != ffi.NULL:
+            lib.nbd_free(self.links)
         os.close(self._lost)
         os.close(self._stop)
         if self.journal:

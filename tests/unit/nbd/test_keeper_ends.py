@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import ClassVar
 
 import pytest
@@ -224,6 +225,29 @@ def test_so_is_a_failure_to_hand_connections_to_the_queues(
     assert links.did.count("attach 0") == 2
     assert [relay.closed for relay in relays] == [True] * (3 + before) + [False] * 3
     assert world.servers.closed() == [True] * 6 + [False] * 3
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_disk_that_cannot_begin_leaves_no_thread(
+    world: World, relays: list[Relay], error: Exception
+) -> None:
+    Relay.failures = [None, error]
+    with pytest.raises(type(error)):
+        world.keep(connections=2)
+    assert relays[0].closed
+    assert world.links.freed
+    assert world.servers.closed() == [True] * 2
+
+
+def test_nor_does_one_whose_thread_cannot_be_had(world: World) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    world.monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError):
+        world.keep(connections=2, after_reconnect="replay")
+    assert world.links.freed
+    assert world.servers.closed() == [True] * 2
 
 
 def test_the_end_waits_for_relays_to_tell_what_they_have_heard(
