@@ -29,6 +29,8 @@ from tests.unit.nbd.faults import (
 )
 from tests.unit.nbd.misbehaving import Misbehaving
 
+pytestmark = pytest.mark.one_kernel
+
 SIZE = 4 * MIB
 LENGTH = 64 * KIB
 

@@ -42,6 +42,8 @@ from tools import (
 from tests.unit.nbd.faults import READ, Fault, Offer
 from tests.unit.nbd.misbehaving import Misbehaving
 
+pytestmark = pytest.mark.one_kernel
+
 SIZE = 16 * MIB
 LENGTH = 64 * KIB
 

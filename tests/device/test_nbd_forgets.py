@@ -27,6 +27,8 @@ from tools import digest, leases, nothing_left, wait_until
 from tests.unit.nbd.faults import FLUSH, TRIM, WRITE, WRITE_ZEROES, Offer
 from tests.unit.nbd.misbehaving import Misbehaving
 
+pytestmark = pytest.mark.one_kernel
+
 SIZE = 4 * MIB
 LENGTH = 64 * KIB
 JOURNAL = 16 * MIB

@@ -81,12 +81,19 @@ class World:
         self.monkeypatch.setattr(module, "ssl", SimpleNamespace(SSLSocket=object))
         self.monkeypatch.setattr(module, "Relay", relay)
 
-    def _replay(self, stream: Stream, writes: list[Write], patience: Patience) -> None:
+    def _replay(
+        self,
+        stream: Stream,
+        writes: list[Write],
+        patience: Patience,
+        flushed: Callable[[Write], None],
+    ) -> None:
         assert stream.socket.fileno() >= 0
         self.on_replay()
         self.replayed.append((writes, patience.seconds))
         if self.replays and (error := self.replays.pop(0)):
             raise error
+        flushed(writes[-1])
 
     def until_attached(self, times: int, link: int = 0) -> None:
         self.links.until(lambda: self.links.did.count(f"attach {link}") >= times)

@@ -139,6 +139,9 @@ class Links:
     def nbd_fail_flush(self, _links: object) -> None:
         self._tell("fail flush")
 
+    def nbd_note_flush(self, _links: object, order: int) -> None:
+        self._tell(f"flushed {order}")
+
 
 class Clock:
     """``time``, ``random`` and ``select`` for keeper.py: what it waits for a while ends at once."""

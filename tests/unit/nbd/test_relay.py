@@ -252,4 +252,5 @@ def test_what_tls_agrees_on_anew_stops_no_byte(pki: Path, version: str, order: s
                 assert end.recv(1) == b"\n"
         made.close()
         done = trusting.session_stats()["connect_renegotiate"]
-        assert done == (20 if version == "-tls1_2" else 0)
+        # an order that comes while the last one is carried out adds none
+        assert 0 < done <= 20 if version == "-tls1_2" else not done
