@@ -166,7 +166,7 @@ def test_options_that_cannot_be_are_told_of(options: Any, says: str) -> None:
     assert is_one_line(said)
 
 
-@pytest.mark.parametrize("name", ["faulty", "loop", "mirror", "null", "stripe"])
+@pytest.mark.parametrize("name", ["concat", "faulty", "loop", "mirror", "nbd", "null", "stripe"])
 def test_our_own_options_are_as_they_must_be(name: str) -> None:
     assert wrong_options(registry.load(name).options) == ""
 
