@@ -22,6 +22,7 @@ HEADERS = (
     "targets/faulty.h",
     "targets/mirror.h",
     "targets/null.h",
+    "targets/nbd/journal.h",
     "targets/nbd/links.h",
     "tests/core/harness.h",
 )
