@@ -39,6 +39,15 @@ void link_look_again(const struct link *l)
 		own_wake(l->own);
 }
 
+/*
+ * It was acknowledged, and its data is on the way into the journal, which may
+ * be read before it is there: it is sent again.
+ */
+static bool is_half_written(const struct slot *s)
+{
+	return s->state == SLOT_ANSWERED && s->ticket >= 0 && !s->refused;
+}
+
 void link_lose(struct link *l, enum nbd_loss why, int err)
 {
 	uint16_t depth = own_depth(l->own);
@@ -61,7 +70,7 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 		struct slot *s = &l->slots[tag];
 		bool held = s->state == SLOT_SENT;
 
-		if (!held && s->state != SLOT_RECEIVING)
+		if (!held && s->state != SLOT_RECEIVING && !is_half_written(s))
 			continue;
 		s->state = SLOT_LOST;
 		if (!s->lost_at)
@@ -101,6 +110,16 @@ static bool has_waited(const struct link *l, const struct slot *s)
 	return window && s->lost_at && l->lost_at - s->lost_at > window;
 }
 
+/* A FUA as well: it may stand behind a write that is not durable. */
+static void settle_ticket(struct link *l, struct slot *s)
+{
+	if (s->state == SLOT_ANSWERED && !s->refused)
+		nbd_note_write(l->disk, s->ticket);
+	else
+		journal_drop(l->disk->journal, s->ticket);
+	s->ticket = -1;
+}
+
 /* ops->keep: a request would be answered now. */
 bool link_keep(void *target, struct group *g)
 {
@@ -117,8 +136,7 @@ bool link_keep(void *target, struct group *g)
 	}
 	l->nr_active--;
 	if (s->ticket >= 0)
-		journal_drop(l->disk->journal, s->ticket);
-	s->ticket = -1;
+		settle_ticket(l, s);
 	if (s->state != SLOT_LOST) {
 		__atomic_store_n(&l->told.ended, l->told.ended + 1,
 				 __ATOMIC_RELAXED);

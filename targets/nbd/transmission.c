@@ -220,10 +220,9 @@ static void note_success(struct link *l, struct slot *s)
 	case NBD_WRITE:
 	case NBD_TRIM:
 	case NBD_WRITE_ZEROES:
-		/* in a journal even that: it may stand behind one that is not */
-		if (!fua || s->ticket >= 0)
-			nbd_note_write(n, s->ticket);
-		s->ticket = -1;
+		/* with a ticket once the journal has its data: link_keep() */
+		if (!fua && s->ticket < 0)
+			nbd_note_write(n, -1);
 		break;
 	case NBD_FLUSH:
 		nbd_note_flush(n, s->covers);

@@ -92,6 +92,6 @@ def new_disk(core: Core) -> Iterator[DiskMaker]:
 
     before = open_fds()
     yield make
-    for disk in made:
+    for disk in reversed(made):
         disk.close()
     assert open_fds() == before

@@ -63,36 +63,39 @@ class NbdDisk:
     timeout_ns: int = 0
     sqes: int = 512
     link: int = QID
+    journal_bytes: int = 0
+    journal: int = -1
+    """The file of it, if it has one; without one given it is made here."""
+    beside: NbdDisk | None = None
+    """Another link of the same disk; it ends later."""
     servers: list[Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.links: Any
+        self.lost: int
         # No turn waits here, so nobody has to be woken; and a transfer that a signal disturbs goes
         # on in a worker of the kernel, so that one could not tell when all is done that can be.
         signal.setitimer(signal.ITIMER_REAL, 0)
         lib, ffi = self.core.lib, self.core.ffi
         self.lib = lib
         self._undo = ExitStack()
-        self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._undo.callback(os.close, self.lost)
+        self._open = True
         self._dev = os.memfd_create("ublkc")
         self._undo.callback(os.close, self._dev)
-        config = ffi.new(
-            "struct nbd_config *",
-            {"nr_links": QID + 1, "timeout_ns": self.timeout_ns, "lost_fd": self.lost},
-        )
-        self.links = lib.nbd_new(config)
-        assert self.links
-        self._undo.callback(lib.nbd_free, self.links)
+        if self.beside:
+            self._begin_beside(self.beside)
+        else:
+            self._begin_links(ffi)
         self.driver = Driver(
             self.core,
-            [-1],
+            [self.journal, -1] if self.journal_bytes else [-1],
             lease=self.pages.way.lease,
             depth=self.depth,
             max_io=self.max_io,
-            max_members=2,
+            max_members=3,
             sqes=self.sqes,
             dev_fd=self._dev,
-            qid=QID,
+            qid=self.link,
             ops=lib.nbd_ops(),
             target=self.links,
             fixed_streams=self.pages.fixed_streams,
@@ -101,7 +104,31 @@ class NbdDisk:
         self.begun: dict[int, tuple[int, int, int]] = {}
         """Operation, offset and size, by tag."""
 
+    def _begin_beside(self, other: NbdDisk) -> None:
+        self.links, self.lost = other.links, other.lost
+        self.journal, self.journal_bytes = other.journal, other.journal_bytes
+
+    def _begin_links(self, ffi: Any) -> None:
+        self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._undo.callback(os.close, self.lost)
+        if self.journal_bytes and self.journal < 0:
+            self.journal = os.memfd_create("journal")
+            self._undo.callback(os.close, self.journal)
+        config = {
+            "nr_links": QID + 1,
+            "timeout_ns": self.timeout_ns,
+            "lost_fd": self.lost,
+            "journal_bytes": self.journal_bytes,
+        }
+        self.links = self.lib.nbd_new(ffi.new("struct nbd_config *", config))
+        assert self.links
+        self._undo.callback(self.lib.nbd_free, self.links)
+
     def close(self) -> None:
+        """May be called again."""
+        if not self._open:
+            return
+        self._open = False
         try:
             assert self.driver.end() == 0
             assert self.driver.in_flight == 0
