@@ -116,7 +116,7 @@ static void settle_ticket(struct link *l, struct slot *s)
 	if (s->state == SLOT_ANSWERED && !s->refused)
 		nbd_note_write(l->disk, s->ticket);
 	else
-		journal_drop(l->disk->journal, s->ticket);
+		nbd_note_failure(l->disk, s->ticket);
 	s->ticket = -1;
 }
 
@@ -216,7 +216,7 @@ void link_on_wake(void *target)
 	if (wish.fd >= 0)
 		next_is(l, wish.fd);
 	connect_next(l);
-	link_make_room(l);
+	link_try_again(l);
 }
 
 /* --- a queue's beginning and end --------------------------------------- */

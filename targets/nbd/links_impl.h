@@ -126,8 +126,11 @@ void link_tick_later(struct link *l);
 
 /* --- unflushed.c ------------------------------------------------------- */
 
+/* A ticket of the journal, or -1: it has to wait for room. */
+int64_t link_take_room(struct link *l, const struct nbd_entry *e);
+
 /* If requests wait for room in the journal: something may have changed. */
-void link_make_room(struct link *l);
+void link_try_again(struct link *l);
 
 /* The flush of our own was answered, with an error of the server's or 0. */
 void link_on_room(struct link *l, uint32_t error);
@@ -137,8 +140,9 @@ bool link_is_journaled(const struct link *l, uint16_t command);
 /* Of struct ublkd_target_ops. */
 int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
 
-/* A write was acknowledged, a flush was, or the journal has lost a write. */
+/* A write was acknowledged, was not, a flush was, or the journal is not whole. */
 void nbd_note_write(struct nbd *n, int64_t ticket);
+void nbd_note_failure(struct nbd *n, int64_t ticket);
 void nbd_break_journal(struct nbd *n);
 
 /* --- links.c ----------------------------------------------------------- */

@@ -157,14 +157,9 @@ static int submit(void *target, struct group *g,
 	if (l->state != NBD_CONNECTED)
 		return 0;
 	if (link_is_journaled(l, e.command)) {
-		s->ticket = journal_take(l->disk->journal, &e);
-		if (s->ticket < 0) {
-			l->starved = true;
-			__atomic_store_n(&l->disk->starved, true,
-					 __ATOMIC_RELEASE);
-			link_make_room(l);
+		s->ticket = link_take_room(l, &e);
+		if (s->ticket < 0)
 			return 0;
-		}
 	}
 	send_request(l, g, &e);
 	return 0;

@@ -13,7 +13,7 @@
 /* A link that waits for room may find some now. */
 static void wake_starved(struct nbd *n)
 {
-	if (!__atomic_load_n(&n->starved, __ATOMIC_ACQUIRE))
+	if (!__atomic_load_n(&n->starved, __ATOMIC_SEQ_CST))
 		return;
 	pthread_mutex_lock(&n->lock);
 	__atomic_store_n(&n->starved, false, __ATOMIC_RELEASE);
@@ -28,6 +28,12 @@ void nbd_note_write(struct nbd *n, int64_t ticket)
 
 	if (ticket >= 0)
 		journal_keep(n->journal, ticket, order);
+	wake_starved(n);
+}
+
+void nbd_note_failure(struct nbd *n, int64_t ticket)
+{
+	journal_drop(n->journal, ticket);
 	wake_starved(n);
 }
 
@@ -46,13 +52,13 @@ void nbd_note_flush(struct nbd *n, uint64_t covers)
 
 void nbd_break_journal(struct nbd *n)
 {
-	__atomic_store_n(&n->journal_broken, true, __ATOMIC_RELEASE);
+	__atomic_store_n(&n->journal_broken, true, __ATOMIC_SEQ_CST);
 	wake_starved(n);
 }
 
 bool nbd_journal_broken(const struct nbd *n)
 {
-	return __atomic_load_n(&n->journal_broken, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&n->journal_broken, __ATOMIC_SEQ_CST);
 }
 
 uint32_t nbd_journal(struct nbd *n, struct nbd_entry *out, uint32_t max)
@@ -83,23 +89,21 @@ bool link_is_journaled(const struct link *l, uint16_t command)
 		command == NBD_WRITE_ZEROES);
 }
 
-/* A flush of our own makes room; what has none is kept until then. */
-void link_make_room(struct link *l)
+/* A flush of our own is under way, or its header still is. */
+static bool is_flushing(const struct link *l)
+{
+	return l->flushing || l->slots[own_depth(l->own)].state == SLOT_SENT;
+}
+
+/* What has no room is kept until a flush of our own has made some. */
+static void make_room(struct link *l)
 {
 	const struct nbd_entry flush = { .command = NBD_FLUSH };
 	uint16_t tag = own_depth(l->own);
 	struct slot *s = &l->slots[tag];
 
-	if (!l->starved || l->state != NBD_CONNECTED)
-		return;
-	if (nbd_journal_broken(l->disk)) {
-		l->starved = false;
-		link_submit_kept(l);
-		return;
-	}
-	if (l->flushing || s->state == SLOT_SENT ||
-	    !journal_can_shrink(l->disk->journal))
-		return; /* whoever is acknowledged next comes here again */
+	if (is_flushing(l) || !journal_can_shrink(l->disk->journal))
+		return; /* whatever ends next wakes the link */
 	link_prepare(l, tag, &flush);
 	l->flushing = !own_send(l->own, OWN_FLUSH, l->disk->socket, &s->request,
 				sizeof(s->request), 0);
@@ -107,6 +111,34 @@ void link_make_room(struct link *l)
 		link_tick_later(l);
 	else
 		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
+}
+
+int64_t link_take_room(struct link *l, const struct nbd_entry *e)
+{
+	struct nbd *n = l->disk;
+	int64_t ticket = journal_take(n->journal, e);
+
+	if (ticket >= 0)
+		return ticket;
+	l->starved = true;
+	__atomic_store_n(&n->starved, true, __ATOMIC_SEQ_CST);
+	/* once more: whoever made room in between has woken nobody */
+	ticket = journal_take(n->journal, e);
+	if (ticket >= 0)
+		return ticket;
+	if (nbd_journal_broken(n))
+		own_wake(l->own); /* it is kept by then */
+	else
+		make_room(l);
+	return -1;
+}
+
+void link_try_again(struct link *l)
+{
+	if (!l->starved || l->state != NBD_CONNECTED || is_flushing(l))
+		return;
+	l->starved = false;
+	link_submit_kept(l);
 }
 
 void link_on_room(struct link *l, uint32_t error)

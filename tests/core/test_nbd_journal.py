@@ -161,6 +161,17 @@ def test_after_a_flush_of_the_kernels_none_of_ours_is_needed(disk: NbdDisk) -> N
     assert disk.status.ended == 9
 
 
+def test_a_refusal_makes_room_and_those_that_wait_hear_of_it(disk: NbdDisk) -> None:
+    """Nothing is acknowledged then, so there is nothing to flush."""
+    server = attach(disk)
+    write(disk, 0, 1, 2, 3)
+    answer(disk, server, 0, 1, error=28)
+    check_written(disk, 0, 1, result=-errno.ENOSPC)
+    assert heard(server) == [2, 3]
+    answer(disk, server, 2, 3)
+    check_written(disk, 2, 3)
+
+
 @pytest.mark.parametrize("error", [5, 22, 28, 95])
 def test_a_flush_of_ours_that_is_refused_breaks_it_and_requests_go_on(
     disk: NbdDisk, error: int

@@ -143,6 +143,23 @@ def test_a_write_is_not_in_it_before_its_data_is(stuck: Stuck) -> None:
     assert disk.lib.nbd_unflushed(disk.links)
 
 
+def test_its_room_is_nobody_elses_as_long(stuck: Stuck) -> None:
+    disk, release = stuck
+    server = attach(disk)
+    write(disk, 0, 1, 2)
+    server.answer_all()
+    disk.begin(3, FLUSH)
+    disk.settle()
+    answer(disk, server, 3)
+    assert heard(server) == []
+    release()
+    check_written(disk, 0, 1)
+    disk.until_asked(server)
+    answer(disk, server, OUR_FLUSH)
+    disk.until(lambda: 2 in heard(server))
+    answer(disk, server, 2)
+
+
 def test_what_is_lost_before_its_data_is_there_is_written_once_more(stuck: Stuck) -> None:
     disk, release = stuck
     server = attach(disk)
@@ -211,6 +228,31 @@ def test_an_acknowledgement_of_the_other_link_lets_one_make_room(two: Two) -> No
     answer(two.one, one, OUR_FLUSH, 2)
     answer(two.other, other, 1)
     assert sorted(e.offset for e in listed(two.one)) == [SIZE, 2 * SIZE]
+
+
+def test_a_refusal_of_the_other_link_makes_room(two: Two) -> None:
+    one, other = attach(two.one), attach(two.other)
+    write(two.other, 0, 1)
+    write(two.one, 2)
+    answer(two.other, other, 0, 1, error=28)
+    two.settle()
+    answer(two.one, one, 2)
+    assert listed(two.one) == [written(2)]
+
+
+def test_a_flush_of_the_other_link_makes_room(two: Two) -> None:
+    """Done before this one has come to send its own."""
+    one, other = attach(two.one), attach(two.other)
+    write(two.other, 0, 1)
+    write(two.one, 2)
+    answer(two.other, other, 0, 1)
+    two.other.begin(3, FLUSH)
+    two.other.settle()
+    answer(two.other, other, 3)
+    assert listed(two.one) == []
+    two.settle()
+    answer(two.one, one, 2)
+    assert listed(two.one) == [written(2)]
 
 
 def test_when_the_other_link_breaks_the_journal_one_goes_on(two: Two) -> None:
