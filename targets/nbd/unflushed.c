@@ -160,7 +160,9 @@ int link_on_cqe(void *target, struct group *g, unsigned int member, int res)
 	struct link *l = target;
 
 	if (g->members[member].file != NBD_JOURNAL || !l->disk->journal ||
-	    res >= 0 || res == -EAGAIN || res == -EINTR)
+	    res >= 0)
+		return res;
+	if ((res == -EAGAIN || res == -EINTR) && !group_last_try(g, member))
 		return res;
 	nbd_break_journal(l->disk);
 	group_excuse(g, member);

@@ -75,6 +75,16 @@ def test_those_that_wait_for_room_go_on_when_it_breaks(disk: NbdDisk) -> None:
     assert is_broken(disk)
 
 
+def test_a_file_that_never_takes_it_breaks_it_as_well(disk: NbdDisk) -> None:
+    server = attach(disk)
+    disk.driver.script(0, JOURNAL_MEMBER, [Outcome(Kind.INSTEAD, -errno.EAGAIN)] * MAX_AGAIN)
+    write(disk, 0)
+    answer(disk, server, 0)
+    check_written(disk, 0)
+    assert is_broken(disk)
+    assert disk.status.losses == 0
+
+
 def test_a_file_that_takes_it_in_the_end_does_not(disk: NbdDisk) -> None:
     server = attach(disk)
     again = [Outcome(Kind.INSTEAD, -error) for error in (errno.EAGAIN, errno.EINTR)] * 10
