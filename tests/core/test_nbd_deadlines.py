@@ -92,7 +92,7 @@ def test_a_server_that_does_not_read(
     new_disk: DiskMaker, pages: Pages, of: Callable[[], Pair]
 ) -> None:
     """More than the socket takes: the first is cut off within, the others have not begun."""
-    disk = new_disk(pages=pages, timeout_ns=SOON, max_io=LARGE)
+    disk = new_disk(pages=pages, timeout_ns=LATER, max_io=LARGE)
     server = disk.attach(Store(bytes(DEPTH * LARGE)), of, hears=0)
     for tag in range(DEPTH):
         disk.fill(tag, noise(LARGE, tag))
