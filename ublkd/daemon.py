@@ -112,7 +112,7 @@ def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
     if said := target.describe().get("warning"):
         warnings.append(str(said))
     if disk.queues < config.queues:
-        most = target.params.max_queues
+        most = target.params.queues or target.params.max_queues
         why = "one per CPU" if most != disk.queues else f"target {config.target} takes no more"
         warnings.append(f"{config.queues} queues were asked for, {disk.queues} made: {why}")
     return warnings

@@ -60,57 +60,41 @@ void link_wake(const struct link *l)
 		own_wake(l->own);
 }
 
-/* Another descriptor, or none, in the place of one that nobody has taken. */
-static int replace(struct link *l, int fd)
+/*
+ * The keeper's wish: another descriptor, or none, in the place of one that
+ * nobody has taken.
+ */
+static void wish(struct nbd *n, uint32_t link, const struct inbox *new)
 {
-	int before = l->inbox.fd;
+	struct link *l = &n->links[link];
+	int before;
 
-	l->inbox.fd = fd;
+	pthread_mutex_lock(&n->lock);
+	before = l->inbox.fd;
 	if (before >= 0)
 		l->told.attached++;
-	return before;
+	l->inbox.fd = new->fd;
+	l->inbox.breaks |= new->breaks;
+	l->inbox.fails = new->fails || (l->inbox.fails && new->fd < 0);
+	link_wake(l);
+	pthread_mutex_unlock(&n->lock);
+	if (before >= 0)
+		close(before);
 }
 
 void nbd_attach(struct nbd *n, uint32_t link, int fd)
 {
-	struct link *l = &n->links[link];
-	int before;
-
-	pthread_mutex_lock(&n->lock);
-	before = replace(l, fd);
-	l->inbox.fails = false;
-	link_wake(l);
-	pthread_mutex_unlock(&n->lock);
-	if (before >= 0)
-		close(before);
+	wish(n, link, &(struct inbox){ .fd = fd });
 }
 
 void nbd_break(struct nbd *n, uint32_t link)
 {
-	struct link *l = &n->links[link];
-	int before;
-
-	pthread_mutex_lock(&n->lock);
-	before = replace(l, -1);
-	l->inbox.breaks = true;
-	link_wake(l);
-	pthread_mutex_unlock(&n->lock);
-	if (before >= 0)
-		close(before);
+	wish(n, link, &(struct inbox){ .fd = -1, .breaks = true });
 }
 
 void nbd_fail(struct nbd *n, uint32_t link)
 {
-	struct link *l = &n->links[link];
-	int before;
-
-	pthread_mutex_lock(&n->lock);
-	before = replace(l, -1);
-	l->inbox.fails = true;
-	link_wake(l);
-	pthread_mutex_unlock(&n->lock);
-	if (before >= 0)
-		close(before);
+	wish(n, link, &(struct inbox){ .fd = -1, .fails = true });
 }
 
 void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quick import CELLS, Cell, fio, run
+from quick import compare, heading, measure, run
 
 WANTED = 1.10
 """What lease auto must reach of kernel nbd, in every cell."""
@@ -69,25 +69,9 @@ def fill(node: str) -> None:
             disk.write(data)
 
 
-Row = dict[tuple[Cell, str], float]
-
-
-def measure(name: str, node: str) -> Row:
-    """A row of the table, printed as it comes."""
-    row: Row = {}
-    for cell in CELLS:
-        for kind in ("read", "write"):
-            row[cell, kind] = fio(node, kind, cell)
-    texts = (f"{row[cell, 'read']:>9,.0f} / {row[cell, 'write']:<8,.0f}" for cell in CELLS)
-    print(f"{name:<22}", *texts, flush=True)
-    return row
-
-
 def main() -> int:
     """Print the table; 1 if a wanted ratio is missed."""
-    print(f"kernel {os.uname().release}, {os.cpu_count()} CPU, "
-          f"clock {os.environ.get('UBLKD_LAB_ACCEL', 'real')}; IOPS, read / write")  # fmt: skip
-    print(f"{'':<22}", *(f"{cell!s:^20}" for cell in CELLS))
+    heading()
     with tempfile.TemporaryDirectory() as folder, nbdkit(path := Path(folder, "nbd.sock")):
         with kernel_nbd(path) as node:
             fill(node)
@@ -96,9 +80,7 @@ def main() -> int:
         for lease in ("auto", "copy"):
             with ublkd_nbd(path, lease) as node:
                 row = measure(f"ublkd nbd, {lease}", node)
-            ratios = {at: row[at] / base[at] for at in row}
-            texts = (f"{ratios[c, 'read']:>9.3f} / {ratios[c, 'write']:<8.3f}" for c in CELLS)
-            print(f"{'  of kernel nbd':<22}", *texts, flush=True)
+            ratios = compare("  of kernel nbd", row, base)
             for (cell, kind), ratio in ratios.items():
                 if lease == "auto" and ratio < WANTED:
                     print(f"MISSED: {lease} {cell} {kind} at {ratio:.3f}, wanted {WANTED}")

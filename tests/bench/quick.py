@@ -85,15 +85,33 @@ def ublkd_loop(lease: str) -> Iterator[str]:
         run("ublkd", "del", node)
 
 
-def measure(name: str, node: str) -> dict[tuple[Cell, str], float]:
+Row = dict[tuple[Cell, str], float]
+
+
+def measure(name: str, node: str) -> Row:
     """A row of the table, printed as it comes."""
-    row = {}
+    row: Row = {}
     for cell in CELLS:
         for kind in ("read", "write"):
             row[cell, kind] = fio(node, kind, cell)
     texts = (f"{row[cell, 'read']:>9,.0f} / {row[cell, 'write']:<8,.0f}" for cell in CELLS)
     print(f"{name:<22}", *texts, flush=True)
     return row
+
+
+def heading() -> None:
+    """What the rows below it are."""
+    print(f"kernel {os.uname().release}, {os.cpu_count()} CPU, "
+          f"clock {os.environ.get('UBLKD_LAB_ACCEL', 'real')}; IOPS, read / write")  # fmt: skip
+    print(f"{'':<22}", *(f"{cell!s:^20}" for cell in CELLS))
+
+
+def compare(name: str, row: Row, base: Row) -> Row:
+    """A row as parts of another one, printed."""
+    ratios = {at: row[at] / base[at] for at in row}
+    texts = (f"{ratios[c, 'read']:>9.3f} / {ratios[c, 'write']:<8.3f}" for c in CELLS)
+    print(f"{name:<22}", *texts, flush=True)
+    return ratios
 
 
 def leases() -> list[str]:
@@ -105,20 +123,16 @@ def leases() -> list[str]:
 def main() -> int:
     """Print the table; 1 if a wanted ratio is missed."""
     make_ram_disk()
-    print(f"kernel {os.uname().release}, {os.cpu_count()} CPU, "
-          f"clock {os.environ.get('UBLKD_LAB_ACCEL', 'real')}; IOPS, read / write")  # fmt: skip
-    print(f"{'':<22}", *(f"{cell!s:^20}" for cell in CELLS))
+    heading()
     with kernel_loop() as node:
         base = measure("kernel loop, direct", node)
     missed = 0
     for lease in leases():
         with ublkd_loop(lease) as node:
             row = measure(f"ublkd loop, {lease}", node)
-        ratios = (f"{row[c, 'read'] / base[c, 'read']:>9.3f} / "
-                  f"{row[c, 'write'] / base[c, 'write']:<8.3f}" for c in CELLS)  # fmt: skip
-        print(f"{'  of kernel loop':<22}", *ratios, flush=True)
+        ratios = compare("  of kernel loop", row, base)
         for (kind, cell), wanted in WANTED.items():
-            ratio = row[cell, "read"] / base[cell, "read"]
+            ratio = ratios[cell, "read"]
             if kind == lease and ratio < wanted:
                 print(f"MISSED: {lease} {cell} reads at {ratio:.3f}, wanted {wanted}")
                 missed += 1

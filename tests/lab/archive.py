@@ -114,7 +114,7 @@ class Archive:
         raise LabError(f"no package {name} in {', '.join(self.suites)}")
 
     def unpack(self, packages: Sequence[Package], into: Path, what: str) -> None:
-        """Download ``packages`` and unpack them all below ``into``."""
+        """Download ``packages`` and unpack them all below ``into``; the archive's last use."""
         debs = self.root / "debs"
         shutil.rmtree(debs, ignore_errors=True)
         debs.mkdir(parents=True)
@@ -126,7 +126,11 @@ class Archive:
             for deb in sorted(debs.glob("*.deb")):
                 _output(["dpkg", "-x", str(deb), str(into)], dict(os.environ))
         finally:
-            shutil.rmtree(debs, ignore_errors=True)
+            self.forget()
+
+    def forget(self) -> None:
+        """Leave nothing behind: another time everything is looked up anew."""
+        shutil.rmtree(self.root, ignore_errors=True)
 
 
 def usable() -> bool:

@@ -83,6 +83,7 @@ def _fetch(name: str, kmod: Path | None) -> Kernel:
                 (partial / "lib").symlink_to("usr/lib")
             _unpacked(partial, choice.version)
             tools.depmod(kmod, partial, choice.version)
+    packages.forget()
     kernel = _unpacked(_tree(choice.version), choice.version)
     cache.write(cache.folder() / "names" / name, choice.version + "\n")
     say(f"kernel {choice.version} is ready")
@@ -101,6 +102,8 @@ def _search(name: str) -> tuple[versions.Choice, archive.Archive]:
             return choice, packages
         if choice and best is None:
             best = choice, packages
+        else:
+            packages.forget()
     if best:
         return best
     raise LabError(

@@ -23,7 +23,7 @@ void late_free(struct late *l);
 
 /*
  * What a target has of its own on a queue: a group that leads no request, with
- * the tag behind the last one. own.c
+ * the tag behind the last one. group_own.c
  */
 struct own {
 	struct group *group;
