@@ -29,7 +29,7 @@ static void tell_state(struct link *l, enum nbd_state state)
 /* Nothing of the old connection is under way any more. */
 static bool is_quiet(const struct link *l)
 {
-	return !l->nr_active && !l->receiving && !l->flushing && !l->sending;
+	return !l->nr_active && !l->receiving && !l->sending;
 }
 
 /* A connection that waits for this has its turn, once this turn is over. */
@@ -37,15 +37,6 @@ void link_look_again(const struct link *l)
 {
 	if (l->next_fd >= 0 && is_quiet(l))
 		own_wake(l->own);
-}
-
-/*
- * It was acknowledged, and its data is on the way into the journal, which may
- * be read before it is there: it is sent again.
- */
-static bool is_half_written(const struct slot *s)
-{
-	return s->state == SLOT_ANSWERED && s->ticket >= 0 && !s->refused;
 }
 
 void link_lose(struct link *l, enum nbd_loss why, int err)
@@ -63,14 +54,14 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	pthread_mutex_unlock(&l->disk->lock);
 	own_stats(l->own)->lost_connections++;
 	own_stats(l->own)->without_connection = 1;
-	l->nr_headers = 0;
-	own_break(l->own, l->disk->socket, -ECONNABORTED);
+	l->out[l->filling].used = 0;
+	own_break(l->own, NBD_SOCKET, -ECONNABORTED);
 	l->lost_at = stats_now();
 	for (uint16_t tag = 0; tag < depth; tag++) {
 		struct slot *s = &l->slots[tag];
 		bool held = s->state == SLOT_SENT;
 
-		if (!held && s->state != SLOT_RECEIVING && !is_half_written(s))
+		if (!held && s->state != SLOT_RECEIVING)
 			continue;
 		s->state = SLOT_LOST;
 		if (!s->lost_at)
@@ -176,7 +167,7 @@ static void connect_next(struct link *l)
 
 	if (l->next_fd < 0 || l->state == NBD_CONNECTED || !is_quiet(l))
 		return;
-	ret = own_attach(l->own, l->disk->socket, l->next_fd);
+	ret = own_attach(l->own, NBD_SOCKET, l->next_fd);
 	l->generation++;
 	tell_state(l, NBD_CONNECTED);
 	own_stats(l->own)->without_connection = 0;
@@ -230,10 +221,9 @@ int link_start(void *target, struct own *own, void **mine)
 		return -EINVAL;
 	l = &n->links[own_qid(own)];
 	l->slots = calloc(own_depth(own) + 1U, sizeof(*l->slots));
-	l->headers = calloc(own_depth(own), sizeof(*l->headers));
-	if (!l->slots || !l->headers) {
+	if (!l->slots || link_new_outgoing(l) < 0) {
 		free(l->slots);
-		free(l->headers);
+		link_free_outgoing(l);
 		return -ENOMEM;
 	}
 	pthread_mutex_lock(&n->lock);
@@ -253,7 +243,7 @@ void link_bye(void *target)
 	};
 
 	if (l->state == NBD_CONNECTED)
-		own_farewell(l->own, l->disk->socket, &disc, sizeof(disc));
+		own_farewell(l->own, NBD_SOCKET, &disc, sizeof(disc));
 }
 
 void link_end(void *target)
@@ -264,8 +254,7 @@ void link_end(void *target)
 	l->own = NULL;
 	pthread_mutex_unlock(&l->disk->lock);
 	free(l->slots);
-	free(l->headers);
 	l->slots = NULL;
-	l->headers = NULL;
+	link_free_outgoing(l);
 	tell_state(l, NBD_WAITING);
 }

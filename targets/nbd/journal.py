@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from typing import Any
 
 from ublkd._core import ffi, lib
@@ -13,24 +12,23 @@ from ublkd.targets.nbd.wire import Command
 
 BYTES = 16 << 20
 """Of data; when it is full a flush makes room."""
+TAKEN_NOW = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 
 
 class Journal:
-    """A file in memory, into which the pages of requests can be written."""
+    """Memory that requests are copied to."""
 
     def __init__(self, size: int = BYTES) -> None:
         """``size`` in bytes, all of it taken now. Raises UblkdError."""
         self.bytes = size
-        self.fd = os.memfd_create("ublkd-nbd-journal", os.MFD_CLOEXEC)
         try:
-            os.posix_fallocate(self.fd, 0, size)
-            self._map = mmap.mmap(self.fd, size, prot=mmap.PROT_READ)
+            self._map = mmap.mmap(-1, size, flags=TAKEN_NOW)
         except OSError as error:
-            os.close(self.fd)
             raise UblkdError(
                 f"no memory for the journal of writes: {reason(error)}",
                 hint=f"it takes {size >> 20} MiB; --after-reconnect strict needs none",
             ) from error
+        self.memory = ffi.from_buffer(self._map)
 
     def writes(self, links: Any) -> list[Write]:
         """All that is in it, in the order of the acknowledgements. Only while nothing is
@@ -56,4 +54,4 @@ class Journal:
 
     def close(self) -> None:
         """Forget it."""
-        os.close(self.fd)
+        ffi.release(self.memory)

@@ -35,6 +35,8 @@ from ublkd.targets.nbd.uri import Uri
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 """Seconds between two tries; they double from one to the other."""
+GATHERED = 16 << 10
+"""Bytes of the largest write that goes out with a copy of its data."""
 GRACE_SECONDS = 1.0
 """How long a disk that shall end may go without a request being answered."""
 STOP_SECONDS = 20.0
@@ -140,7 +142,9 @@ class Keeper:
             "timeout_ns": _ns(settings.timeout),
             "window_ns": _ns(settings.window),
             "lost_fd": self._lost,
+            "gather_bytes": GATHERED,
             "journal_bytes": self.journal.bytes if self.journal else 0,
+            "journal": self.journal.memory if self.journal else ffi.NULL,
         }
         self.links = lib.nbd_new(ffi.new("struct nbd_config *", config))
         if self.links == ffi.NULL:

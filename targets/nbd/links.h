@@ -40,7 +40,9 @@ struct nbd_config {
 	uint64_t timeout_ns; /* of a request; 0: none */
 	uint64_t window_ns; /* that one request waits in all; 0: for ever */
 	int lost_fd; /* an eventfd that hears of every loss */
+	uint32_t gather_bytes; /* writes up to this are copied: outgoing.c */
 	uint64_t journal_bytes; /* 0: what may be lost is not remembered */
+	void *journal; /* memory for these */
 };
 
 struct nbd_status {
@@ -91,8 +93,8 @@ void nbd_fail_flush(struct nbd *n);
 
 /*
  * Those writes, in the order in which they were acknowledged: how many there
- * are; at most `max` are written. Their data is in the file that is the
- * target's first. Only while nothing is connected.
+ * are; at most `max` are written. Their data is in the journal's memory.
+ * Only while nothing is connected.
  */
 uint32_t nbd_journal(struct nbd *n, struct nbd_entry *out, uint32_t max);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A link from the inside, for links.c, connection.c, transmission.c and unflushed.c. */
+/* A link from the inside, for the files that are one: links.c and those named below. */
 #ifndef UBLKD_NBD_LINKS_IMPL_H
 #define UBLKD_NBD_LINKS_IMPL_H
 
@@ -12,9 +12,9 @@
 #include "wire.h"
 
 /* Ids of own.h: */
-enum { OWN_REPLY, OWN_TICK, OWN_FLUSH, OWN_HEADERS };
+enum { OWN_REPLY, OWN_TICK, OWN_GATHERED };
 
-#define NBD_JOURNAL 1 /* the fixed file of the journal, if there is one */
+#define NBD_SOCKET 1 /* the fixed file of a queue's connection */
 
 enum slot_state {
 	SLOT_FREE,
@@ -37,6 +37,12 @@ struct slot {
 	struct nbd_request request;
 };
 
+/* Requests that go out in one piece: outgoing.c. */
+struct outgoing {
+	uint8_t *bytes;
+	uint32_t used;
+};
+
 /* What the keeper asks of a link; under the lock. */
 struct inbox {
 	int fd; /* -1: none */
@@ -57,15 +63,14 @@ struct link {
 	bool receiving; /* a reply is awaited */
 	bool ticking;
 	bool starved; /* some of what is kept waits for room in the journal */
-	bool flushing; /* a flush of our own is being sent */
 	uint64_t heard_at; /* ns: the last reply */
 	uint64_t lost_at; /* ns: the last connection */
 	uint32_t failed_flushes; /* of disk->lost_flushes */
 	uint32_t nr_active; /* slots that are neither free nor kept */
 	uint32_t nr_kept;
-	bool sending; /* the headers */
-	uint16_t nr_headers; /* that are not being sent yet */
-	struct nbd_request *headers; /* as many as there are tags */
+	bool sending; /* one of these, while the other one fills: */
+	struct outgoing out[2];
+	unsigned int filling;
 	struct slot *slots; /* one per tag, and that of a flush of our own */
 	struct nbd_reply reply;
 };
@@ -79,7 +84,6 @@ struct nbd {
 	bool starved; /* a link is */
 	bool journal_broken;
 	struct journal *journal; /* NULL: none is kept */
-	uint16_t socket; /* the fixed file of a queue's connection */
 	struct link links[NBD_MAX_LINKS];
 };
 
@@ -124,6 +128,25 @@ void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e);
 /* Looks for late answers from now on. */
 void link_tick_later(struct link *l);
 
+/* --- outgoing.c -------------------------------------------------------- */
+
+int link_new_outgoing(struct link *l);
+void link_free_outgoing(struct link *l);
+
+/*
+ * A request to what goes out next, with a copy of the first `bytes` of the
+ * group, which may be NULL without any. Returns where that copy is, for as
+ * long as this turn, or NULL: it has to go by itself.
+ */
+const void *link_gather(struct link *l, const struct group *g,
+			const struct nbd_request *request, uint32_t bytes);
+
+/* What was gathered goes out, unless something is going out already. */
+void link_send_gathered(struct link *l);
+
+/* It has, or failed. */
+void link_on_gathered(struct link *l, int res);
+
 /* --- unflushed.c ------------------------------------------------------- */
 
 /* A ticket of the journal, or -1: it has to wait for room. */
@@ -137,8 +160,8 @@ void link_on_room(struct link *l, uint32_t error);
 
 bool link_is_journaled(const struct link *l, uint16_t command);
 
-/* Of struct ublkd_target_ops. */
-int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
+/* The bytes of a write that has a ticket; `data` is a copy of them, or NULL. */
+void link_record(struct link *l, const struct group *g, const void *data);
 
 /* A write was acknowledged, was not, a flush was, or the journal is not whole. */
 void nbd_note_write(struct nbd *n, int64_t ticket);

@@ -88,33 +88,33 @@ void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e)
 	};
 }
 
+/* The header, and behind it the request's own pages. */
+static void send_alone(struct link *l, struct group *g, uint32_t bytes)
+{
+	const struct slot *s = link_slot(l, g);
+	int ret = group_send_memory(g, NBD_SOCKET, &s->request,
+				    sizeof(s->request), bytes ? MSG_MORE : 0);
+
+	if (ret == 0 && bytes)
+		ret = group_send(g, NBD_SOCKET, 0, bytes, 0);
+	if (ret < 0)
+		link_lose(l, NBD_LOST_SOCKET, ret);
+}
+
 static void send_request(struct link *l, struct group *g,
 			 const struct nbd_entry *e)
 {
-	const struct nbd *n = l->disk;
-	struct slot *s = link_slot(l, g);
-	bool is_write = e->command == NBD_WRITE;
-	int ret;
+	uint32_t bytes = e->command == NBD_WRITE ? e->length : 0;
+	const void *copy = NULL;
 
 	link_prepare(l, g->tag, e);
 	group_hold(g);
-	if (!is_write && !l->sending) {
-		l->headers[l->nr_headers++] = s->request;
-		link_tick_later(l);
-		return;
-	}
-	ret = group_send_memory(g, n->socket, &s->request, sizeof(s->request),
-				is_write ? MSG_MORE : 0);
-	if (ret == 0 && is_write)
-		ret = group_send(g, n->socket, 0, e->length, 0);
-	if (ret == 0 && is_write && s->ticket >= 0)
-		(void)group_write(g, NBD_JOURNAL,
-				  journal_position(n->journal, s->ticket), 0,
-				  e->length, 0);
-	if (ret < 0)
-		link_lose(l, NBD_LOST_SOCKET, ret);
-	else
-		link_tick_later(l);
+	if (bytes <= l->disk->cfg.gather_bytes)
+		copy = link_gather(l, g, &link_slot(l, g)->request, bytes);
+	link_record(l, g, copy);
+	if (!copy)
+		send_alone(l, g, bytes);
+	link_tick_later(l);
 }
 
 /* Whether this flush is the one that tells of writes that are lost. */
@@ -165,20 +165,6 @@ static int submit(void *target, struct group *g,
 	return 0;
 }
 
-/* The headers that nothing follows go out together. */
-static void send_headers(struct link *l)
-{
-	uint32_t bytes = l->nr_headers * (uint32_t)sizeof(*l->headers);
-
-	if (!bytes)
-		return;
-	l->nr_headers = 0;
-	l->sending = !own_send(l->own, OWN_HEADERS, l->disk->socket, l->headers,
-			       bytes, 0);
-	if (!l->sending)
-		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
-}
-
 static void submit_all(void *target, struct group *const *groups,
 		       unsigned int n)
 {
@@ -188,7 +174,7 @@ static void submit_all(void *target, struct group *const *groups,
 		if (ret < 0)
 			group_abandon(groups[i], ret);
 	}
-	send_headers(target);
+	link_send_gathered(target);
 }
 
 /* --- replies ----------------------------------------------------------- */
@@ -215,7 +201,7 @@ static void note_success(struct link *l, struct slot *s)
 	case NBD_WRITE:
 	case NBD_TRIM:
 	case NBD_WRITE_ZEROES:
-		/* with a ticket once the journal has its data: link_keep() */
+		/* with a ticket when it is over: link_keep() */
 		if (!fua && s->ticket < 0)
 			nbd_note_write(n, -1);
 		break;
@@ -230,18 +216,20 @@ static void note_success(struct link *l, struct slot *s)
 static void take_reply(struct link *l, struct group *g, uint32_t error)
 {
 	struct slot *s = link_slot(l, g);
-	bool is_read = be16toh(s->request.command) == NBD_READ;
+	uint16_t command = be16toh(s->request.command);
+	uint32_t length = be32toh(s->request.length);
+	/* what counts of a write that was gathered: it has no members */
+	int done = command == NBD_WRITE ? (int)length : 0;
 
 	if (error == 0)
 		note_success(l, s);
-	if (error == 0 && is_read) {
+	if (error == 0 && command == NBD_READ) {
 		s->state = SLOT_RECEIVING;
-		(void)group_recv(g, l->disk->socket, 0,
-				 be32toh(s->request.length));
+		(void)group_recv(g, NBD_SOCKET, 0, length);
 	} else {
 		s->state = SLOT_ANSWERED;
 		s->refused = error;
-		group_complete(g, error ? errno_of(error) : 0);
+		group_complete(g, error ? errno_of(error) : done);
 	}
 	group_drop(g);
 }
@@ -250,7 +238,7 @@ void link_receive(struct link *l)
 {
 	if (l->state != NBD_CONNECTED)
 		return;
-	l->receiving = !own_recv(l->own, OWN_REPLY, l->disk->socket, &l->reply,
+	l->receiving = !own_recv(l->own, OWN_REPLY, NBD_SOCKET, &l->reply,
 				 sizeof(l->reply));
 	if (!l->receiving)
 		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
@@ -330,7 +318,7 @@ static void on_tick(struct link *l)
 	for (uint16_t tag = 0; tag <= depth; tag++)
 		if (is_late(l, &l->slots[tag], now))
 			link_lose(l, NBD_LOST_TIMEOUT, -ETIMEDOUT);
-	if (l->nr_active || l->flushing)
+	if (l->nr_active || l->slots[depth].state == SLOT_SENT)
 		link_tick_later(l);
 }
 
@@ -346,13 +334,7 @@ static void on_own(void *target, unsigned int id, int res)
 		on_tick(l);
 		break;
 	default:
-		if (id == OWN_FLUSH)
-			l->flushing = false; /* it is sent, or lost */
-		else
-			l->sending = false;
-		if (res < 0)
-			link_lose(l, NBD_LOST_SOCKET, res);
-		link_look_again(l);
+		link_on_gathered(l, res);
 	}
 }
 
@@ -361,7 +343,6 @@ static const struct ublkd_target_ops ops = {
 	.flags = UBLKD_ANSWERS_LATE,
 	.name = "nbd",
 	.submit_all = submit_all,
-	.on_cqe = link_on_cqe,
 	.start = link_start,
 	.end = link_end,
 	.bye = link_bye,

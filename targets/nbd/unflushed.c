@@ -4,7 +4,9 @@
  * with the server. Counted, and with a journal kept to be told again; without
  * room there requests wait for a flush of our own.
  */
+#include <endian.h>
 #include <errno.h>
+#include <string.h>
 
 #include "group.h"
 #include "links_impl.h"
@@ -89,10 +91,10 @@ bool link_is_journaled(const struct link *l, uint16_t command)
 		command == NBD_WRITE_ZEROES);
 }
 
-/* A flush of our own is under way, or its header still is. */
+/* A flush of our own is under way. */
 static bool is_flushing(const struct link *l)
 {
-	return l->flushing || l->slots[own_depth(l->own)].state == SLOT_SENT;
+	return l->slots[own_depth(l->own)].state == SLOT_SENT;
 }
 
 /* What has no room is kept until a flush of our own has made some. */
@@ -105,12 +107,10 @@ static void make_room(struct link *l)
 	if (is_flushing(l) || !journal_can_shrink(l->disk->journal))
 		return; /* whatever ends next wakes the link */
 	link_prepare(l, tag, &flush);
-	l->flushing = !own_send(l->own, OWN_FLUSH, l->disk->socket, &s->request,
-				sizeof(s->request), 0);
-	if (l->flushing)
+	if (link_gather(l, NULL, &s->request, 0))
 		link_tick_later(l);
 	else
-		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
+		s->state = SLOT_FREE; /* once something has gone out */
 }
 
 int64_t link_take_room(struct link *l, const struct nbd_entry *e)
@@ -154,17 +154,22 @@ void link_on_room(struct link *l, uint32_t error)
 	link_submit_kept(l);
 }
 
-/* ops->on_cqe: a write that the journal does not have is not replayed. */
-int link_on_cqe(void *target, struct group *g, unsigned int member, int res)
+void link_record(struct link *l, const struct group *g, const void *data)
 {
-	struct link *l = target;
+	struct nbd *n = l->disk;
+	struct slot *s = link_slot(l, g);
+	uint32_t length = be32toh(s->request.length);
+	uint8_t *to;
 
-	if (g->members[member].file != NBD_JOURNAL || !l->disk->journal ||
-	    res >= 0)
-		return res;
-	if ((res == -EAGAIN || res == -EINTR) && !group_last_try(g, member))
-		return res;
-	nbd_break_journal(l->disk);
-	group_excuse(g, member);
-	return res;
+	if (s->ticket < 0 || be16toh(s->request.command) != NBD_WRITE)
+		return;
+	to = (uint8_t *)n->cfg.journal +
+	     journal_position(n->journal, s->ticket);
+	if (data) {
+		memcpy(to, data, length);
+	} else if (group_copy(g, to, length) < 0) {
+		nbd_break_journal(n);
+		nbd_note_failure(n, s->ticket);
+		s->ticket = -1;
+	}
 }

@@ -17,7 +17,7 @@ from .nbd_server import Server, Store
 from .peer import Pair, unix_pair
 from .world import QID, WAYS, Way, position
 
-DEPTH, MAX_IO = 4, 64 << 10
+DEPTH, MAX_IO, GATHERED = 4, 64 << 10, 16 << 10
 PATIENCE = 10.0
 """Seconds: what takes longer never comes."""
 
@@ -28,6 +28,8 @@ class Pages:
 
     way: Way
     fixed_streams: bool = True
+    gather_bytes: int = 0
+    """Of the largest write that goes out as a copy."""
 
 
 PAGES = {
@@ -38,6 +40,8 @@ PAGES = {
     "register, READ_FIXED": Pages(WAYS["register"], fixed_streams=False),
     "group": Pages(WAYS["group"]),
     "user-copy": Pages(WAYS["user-copy"]),
+    "copy, gathered": Pages(WAYS["copy"], gather_bytes=GATHERED),
+    "auto, gathered": Pages(WAYS["auto"], gather_bytes=GATHERED),
 }
 
 
@@ -64,8 +68,6 @@ class NbdDisk:
     sqes: int = 512
     link: int = QID
     journal_bytes: int = 0
-    journal: int = -1
-    """The file of it, if it has one; without one given it is made here."""
     beside: NbdDisk | None = None
     """Another link of the same disk; it ends later."""
     servers: list[Server] = field(default_factory=list)
@@ -73,6 +75,7 @@ class NbdDisk:
     def __post_init__(self) -> None:
         self.links: Any
         self.lost: int
+        self.journal: Any
         # No turn waits here, so nobody has to be woken; and a transfer that a signal disturbs goes
         # on in a worker of the kernel, so that one could not tell when all is done that can be.
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -88,11 +91,11 @@ class NbdDisk:
             self._begin_links(ffi)
         self.driver = Driver(
             self.core,
-            [self.journal, -1] if self.journal_bytes else [-1],
+            [-1],
             lease=self.pages.way.lease,
             depth=self.depth,
             max_io=self.max_io,
-            max_members=3,
+            max_members=2,
             sqes=self.sqes,
             dev_fd=self._dev,
             qid=self.link,
@@ -106,19 +109,19 @@ class NbdDisk:
 
     def _begin_beside(self, other: NbdDisk) -> None:
         self.links, self.lost = other.links, other.lost
-        self.journal, self.journal_bytes = other.journal, other.journal_bytes
+        self.journal = other.journal
 
     def _begin_links(self, ffi: Any) -> None:
         self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._undo.callback(os.close, self.lost)
-        if self.journal_bytes and self.journal < 0:
-            self.journal = os.memfd_create("journal")
-            self._undo.callback(os.close, self.journal)
+        self.journal = ffi.new("unsigned char[]", self.journal_bytes)
         config = {
             "nr_links": QID + 1,
             "timeout_ns": self.timeout_ns,
             "lost_fd": self.lost,
+            "gather_bytes": self.pages.gather_bytes,
             "journal_bytes": self.journal_bytes,
+            "journal": self.journal,
         }
         self.links = self.lib.nbd_new(ffi.new("struct nbd_config *", config))
         assert self.links
@@ -190,10 +193,13 @@ class NbdDisk:
 
     def fill(self, tag: int, data: bytes) -> None:
         """The request's pages."""
-        if self.pages.way.carries:
-            os.pwrite(self._dev, data, position(tag))
-        else:
+        if not self.pages.way.carries:
             self.driver.pages(tag)[: len(data)] = data
+        os.pwrite(self._dev, data, position(tag))  # where lent pages can be copied from, too
+
+    def hide_pages(self) -> None:
+        """They cannot be copied from /dev/ublkcN any more; lent they are as before."""
+        os.ftruncate(self._dev, 0)
 
     def held(self, tag: int, size: int) -> bytes:
         if self.pages.way.carries:

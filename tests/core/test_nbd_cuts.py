@@ -16,8 +16,8 @@ from .nbd_server import Server, Store
 from .peer import Pair, tcp_pair, unix_pair
 
 HEADER, REPLY, SIZE, AT = 28, 16, 512, 1024
-HEADERS = 3
-"""The id of headers that go out together."""
+GATHERED = 2
+"""The id of what goes out in one piece."""
 OPS = {
     "READ": READ,
     "WRITE": WRITE,
@@ -176,8 +176,8 @@ def test_a_socket_that_fails_at_any_byte_of_a_request_is_given_up_and_it_is_aske
     asking = asking_on(name)
     for at in one_after_the_other(asking, asking.asks):
         tag, (member, rest) = 1, (0, at) if at < HEADER else (1, at - HEADER)
-        if name != "WRITE":  # headers that nothing follows are the target's own
-            tag, member = DEPTH, HEADERS
+        if name != "WRITE" or asking.disk.pages.gather_bytes:  # it is the target's own
+            tag, member, rest = DEPTH, GATHERED, at
         error = (-errno.EPIPE, -errno.ECONNRESET, -errno.ETIMEDOUT)[at % 3]
         steps = [Outcome(Kind.CUT, rest)] if rest else []
         asking.disk.driver.script(tag, member, [*steps, Outcome(Kind.INSTEAD, error)])

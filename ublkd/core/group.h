@@ -124,6 +124,12 @@ void group_answer(struct group *g, int answer);
  */
 void *group_memory(const struct group *g);
 
+/*
+ * The first bytes of a WRITE, wherever the lease keeps them, copied at once:
+ * for little, where an operation would cost more. 0 or -errno.
+ */
+int group_copy(const struct group *g, void *to, uint32_t len);
+
 /* --- for the queue ----------------------------------------------------- */
 
 /*

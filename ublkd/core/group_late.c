@@ -29,6 +29,13 @@ void *group_memory(const struct group *g)
 	return lease_memory(g->env->leases, &g->lease, g->tag);
 }
 
+int group_copy(const struct group *g, void *to, uint32_t len)
+{
+	if (iod_op(g->iod) != UBLK_IO_OP_WRITE || len > g->size)
+		return -EINVAL;
+	return lease_copy(g->env->leases, &g->lease, g->tag, to, len);
+}
+
 struct late {
 	pthread_mutex_t lock;
 	int wake_fd; /* an eventfd */

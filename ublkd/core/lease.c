@@ -71,14 +71,14 @@ static off_t request_pos(const struct lease_table *t, uint16_t tag)
 		       ((uint64_t)tag << UBLK_TAG_OFF));
 }
 
-/* Moves bytes between the request and its buffer; how many, or -errno. */
+/* Moves bytes between the request and memory; how many, or -errno. */
 static int carry(const struct lease_table *t, uint16_t tag, bool to_request,
-		 uint32_t bytes)
+		 void *memory, uint32_t bytes)
 {
 	uint32_t done = 0;
 
 	while (done < bytes) {
-		unsigned char *at = buffer(t, tag) + done;
+		unsigned char *at = (unsigned char *)memory + done;
 		off_t pos = request_pos(t, tag) + done;
 		ssize_t n = to_request
 				    ? pwrite(t->dev_fd, at, bytes - done, pos)
@@ -107,7 +107,7 @@ static int carry_ourselves(struct lease_table *t, struct lease *l, uint16_t tag,
 		return -EIO;
 	if (iod_op(iod) != UBLK_IO_OP_WRITE)
 		return 0;
-	ret = carry(t, tag, false, (uint32_t)bytes);
+	ret = carry(t, tag, false, buffer(t, tag), (uint32_t)bytes);
 	if (ret < 0)
 		return ret;
 	return (uint64_t)ret == bytes ? 0 : -EIO;
@@ -264,7 +264,23 @@ int lease_end(struct lease_table *t, const struct lease *l, uint16_t tag,
 {
 	if (!l->user_copy || !is_read)
 		return (int)filled;
-	return carry(t, tag, true, filled);
+	return carry(t, tag, true, buffer(t, tag), filled);
+}
+
+int lease_copy(const struct lease_table *t, const struct lease *l, uint16_t tag,
+	       void *to, uint32_t len)
+{
+	const void *memory = lease_memory(t, l, tag);
+	int ret;
+
+	if (memory) {
+		memcpy(to, memory, len);
+		return 0;
+	}
+	ret = carry(t, tag, false, to, len);
+	if (ret < 0)
+		return ret;
+	return (uint32_t)ret == len ? 0 : -EIO;
 }
 
 /* The two NOPs are in the ring: who answers first, and how? */

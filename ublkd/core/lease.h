@@ -90,6 +90,10 @@ void lease_bind_stream(const struct lease_table *t, const struct lease *l,
 void *lease_memory(const struct lease_table *t, const struct lease *l,
 		   uint16_t tag);
 
+/* The first bytes of a WRITE, wherever they are, into memory: 0 or -errno. */
+int lease_copy(const struct lease_table *t, const struct lease *l, uint16_t tag,
+	       void *to, uint32_t len);
+
 /*
  * The members are done and `filled` bytes are about to be committed: what
  * a READ put into memory goes to the request. Returns how many bytes

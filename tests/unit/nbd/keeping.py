@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.nbd.links import EXPORT, Clock, Links, Servers
+from ublkd._core import ffi
 from ublkd.target import Params
 from ublkd.targets.nbd import keeper as module
 from ublkd.targets.nbd.export import Export
@@ -31,6 +32,7 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.closed = 0
+        self.memory = ffi.new("char[]", self.bytes)
 
     def writes(self, links: object) -> list[Write]:
         assert isinstance(links, Links)
