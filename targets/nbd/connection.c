@@ -39,6 +39,15 @@ void link_look_again(const struct link *l)
 		own_wake(l->own);
 }
 
+/*
+ * It was acknowledged, and its data is on the way into the journal, which may
+ * be read before it is there: it is sent again.
+ */
+static bool is_half_written(const struct slot *s)
+{
+	return s->state == SLOT_ANSWERED && s->ticket >= 0 && !s->refused;
+}
+
 void link_lose(struct link *l, enum nbd_loss why, int err)
 {
 	uint16_t depth = own_depth(l->own);
@@ -55,13 +64,13 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	own_stats(l->own)->lost_connections++;
 	own_stats(l->own)->without_connection = 1;
 	l->out[l->filling].used = 0;
-	own_break(l->own, NBD_SOCKET, -ECONNABORTED);
+	own_break(l->own, l->disk->socket, -ECONNABORTED);
 	l->lost_at = stats_now();
 	for (uint16_t tag = 0; tag < depth; tag++) {
 		struct slot *s = &l->slots[tag];
 		bool held = s->state == SLOT_SENT;
 
-		if (!held && s->state != SLOT_RECEIVING)
+		if (!held && s->state != SLOT_RECEIVING && !is_half_written(s))
 			continue;
 		s->state = SLOT_LOST;
 		if (!s->lost_at)
@@ -167,7 +176,7 @@ static void connect_next(struct link *l)
 
 	if (l->next_fd < 0 || l->state == NBD_CONNECTED || !is_quiet(l))
 		return;
-	ret = own_attach(l->own, NBD_SOCKET, l->next_fd);
+	ret = own_attach(l->own, l->disk->socket, l->next_fd);
 	l->generation++;
 	tell_state(l, NBD_CONNECTED);
 	own_stats(l->own)->without_connection = 0;
@@ -243,7 +252,7 @@ void link_bye(void *target)
 	};
 
 	if (l->state == NBD_CONNECTED)
-		own_farewell(l->own, NBD_SOCKET, &disc, sizeof(disc));
+		own_farewell(l->own, l->disk->socket, &disc, sizeof(disc));
 }
 
 void link_end(void *target)

@@ -5,7 +5,7 @@
  * server that lost its cache can be told all of it again. Bounded: without
  * room a write has to wait for a flush.
  *
- * The data is elsewhere: here are only its places.
+ * Its data is in a file in memory, so that lent pages can be written there.
  */
 #ifndef UBLKD_NBD_JOURNAL_H
 #define UBLKD_NBD_JOURNAL_H
@@ -22,7 +22,7 @@ struct nbd_entry {
 	uint32_t length; /* bytes */
 	uint16_t command;
 	uint16_t flags;
-	uint64_t position; /* of a WRITE's data: bytes, in its memory */
+	uint64_t position; /* of a WRITE's data: bytes, in the file */
 };
 
 /* `bytes` of data at most; NULL without memory. */

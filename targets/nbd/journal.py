@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from typing import Any
 
 from ublkd._core import ffi, lib
@@ -12,18 +13,21 @@ from ublkd.targets.nbd.wire import Command
 
 BYTES = 16 << 20
 """Of data; when it is full a flush makes room."""
-TAKEN_NOW = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+MAPPED = mmap.MAP_SHARED | mmap.MAP_POPULATE
 
 
 class Journal:
-    """Memory that requests are copied to."""
+    """A file in memory: requests are copied to it, or their pages are written to it."""
 
     def __init__(self, size: int = BYTES) -> None:
         """``size`` in bytes, all of it taken now. Raises UblkdError."""
         self.bytes = size
+        self.fd = os.memfd_create("ublkd-nbd-journal", os.MFD_CLOEXEC)
         try:
-            self._map = mmap.mmap(-1, size, flags=TAKEN_NOW)
+            os.posix_fallocate(self.fd, 0, size)
+            self._map = mmap.mmap(self.fd, size, flags=MAPPED)
         except OSError as error:
+            os.close(self.fd)
             raise UblkdError(
                 f"no memory for the journal of writes: {reason(error)}",
                 hint=f"it takes {size >> 20} MiB; --after-reconnect strict needs none",
@@ -54,4 +58,6 @@ class Journal:
 
     def close(self) -> None:
         """Forget it."""
+        os.close(self.fd)
         ffi.release(self.memory)
+        self._map.close()

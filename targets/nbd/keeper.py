@@ -35,8 +35,6 @@ from ublkd.targets.nbd.uri import Uri
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 """Seconds between two tries; they double from one to the other."""
-GATHERED = 16 << 10
-"""Bytes of the largest write that goes out with a copy of its data."""
 GRACE_SECONDS = 1.0
 """How long a disk that shall end may go without a request being answered."""
 STOP_SECONDS = 20.0
@@ -57,6 +55,13 @@ class Settings:
     timeout: float = math.inf  # of a request
     window: float = 30.0
     after_reconnect: str = "replay"
+
+
+def gathered(settings: Settings) -> int:
+    """Bytes of the largest write that goes out with a copy of its data: what costs less than an
+    operation more, or two where the journal needs the copy as well (docs/benchmarks.md).
+    """
+    return (16 << 10) if settings.after_reconnect == "replay" else (4 << 10)
 
 
 Dial = Callable[[float, int | None], Connection]
@@ -142,7 +147,7 @@ class Keeper:
             "timeout_ns": _ns(settings.timeout),
             "window_ns": _ns(settings.window),
             "lost_fd": self._lost,
-            "gather_bytes": GATHERED,
+            "gather_bytes": gathered(settings),
             "journal_bytes": self.journal.bytes if self.journal else 0,
             "journal": self.journal.memory if self.journal else ffi.NULL,
         }

@@ -21,6 +21,7 @@ struct nbd *nbd_new(const struct nbd_config *cfg)
 		return NULL;
 	}
 	n->cfg = *cfg;
+	n->socket = cfg->journal_bytes ? NBD_JOURNAL + 1 : NBD_JOURNAL;
 	if (cfg->journal_bytes) {
 		n->journal = journal_new(cfg->journal_bytes);
 		if (!n->journal) {

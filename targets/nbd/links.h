@@ -42,7 +42,7 @@ struct nbd_config {
 	int lost_fd; /* an eventfd that hears of every loss */
 	uint32_t gather_bytes; /* writes up to this are copied: outgoing.c */
 	uint64_t journal_bytes; /* 0: what may be lost is not remembered */
-	void *journal; /* memory for these */
+	void *journal; /* these, in memory: the target's first file */
 };
 
 struct nbd_status {
@@ -93,8 +93,8 @@ void nbd_fail_flush(struct nbd *n);
 
 /*
  * Those writes, in the order in which they were acknowledged: how many there
- * are; at most `max` are written. Their data is in the journal's memory.
- * Only while nothing is connected.
+ * are; at most `max` are written. Their data is in the file that is the
+ * target's first. Only while nothing is connected.
  */
 uint32_t nbd_journal(struct nbd *n, struct nbd_entry *out, uint32_t max);
 

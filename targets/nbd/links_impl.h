@@ -14,7 +14,7 @@
 /* Ids of own.h: */
 enum { OWN_REPLY, OWN_TICK, OWN_GATHERED };
 
-#define NBD_SOCKET 1 /* the fixed file of a queue's connection */
+#define NBD_JOURNAL 1 /* the fixed file of the journal, if there is one */
 
 enum slot_state {
 	SLOT_FREE,
@@ -84,6 +84,7 @@ struct nbd {
 	bool starved; /* a link is */
 	bool journal_broken;
 	struct journal *journal; /* NULL: none is kept */
+	uint16_t socket; /* the fixed file of a queue's connection */
 	struct link links[NBD_MAX_LINKS];
 };
 
@@ -160,8 +161,11 @@ void link_on_room(struct link *l, uint32_t error);
 
 bool link_is_journaled(const struct link *l, uint16_t command);
 
-/* The bytes of a write that has a ticket; `data` is a copy of them, or NULL. */
-void link_record(struct link *l, const struct group *g, const void *data);
+/* The bytes of a write go to its ticket, if it has one; from `copy` or NULL. */
+void link_record(struct link *l, struct group *g, const void *copy);
+
+/* Of struct ublkd_target_ops. */
+int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
 
 /* A write was acknowledged, was not, a flush was, or the journal is not whole. */
 void nbd_note_write(struct nbd *n, int64_t ticket);

@@ -54,7 +54,7 @@ void link_send_gathered(struct link *l)
 
 	if (l->sending || !o->used)
 		return;
-	l->sending = !own_send(l->own, OWN_GATHERED, NBD_SOCKET, o->bytes,
+	l->sending = !own_send(l->own, OWN_GATHERED, l->disk->socket, o->bytes,
 			       o->used, 0);
 	if (!l->sending) {
 		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);

@@ -15,7 +15,7 @@ from ublkd.targets.nbd import tls
 from ublkd.targets.nbd.connect import Connection, connect, with_certificates
 from ublkd.targets.nbd.dial import addresses_of
 from ublkd.targets.nbd.export import PAGE, Export
-from ublkd.targets.nbd.keeper import Dial, Keeper, Settings, worse
+from ublkd.targets.nbd.keeper import Dial, Keeper, Settings, gathered, worse
 from ublkd.targets.nbd.stream import Patience
 from ublkd.targets.nbd.uri import FORMS, Uri, parse
 from ublkd.targets.nbd.verbs import OPEN_TIMEOUT, TLS_CERTIFICATES
@@ -24,8 +24,8 @@ MOST_ZEROES = 32 << 20
 """Bytes of the longest request without data."""
 MOST_IO = 1 << 20
 """Bytes of the largest request with data: servers differ in what they take beyond."""
-MEMBERS = 2
-"""Of one request: a WRITE's header and its bytes."""
+MEMBERS = 3
+"""Of one request: a WRITE's header, its bytes, and their way into the journal."""
 
 WINDOW, REQUEST_TIMEOUT = 30.0, 60.0
 
@@ -138,8 +138,9 @@ class NbdTarget:
             raise
 
     def files(self) -> Sequence[int]:
-        """None: connections come and go."""
-        return ()
+        """The journal of writes, if there is one; connections come and go."""
+        journal = self._keeper.journal
+        return (journal.fd,) if journal else ()
 
     def native(self) -> Native:
         """See transmission.c."""
@@ -156,6 +157,8 @@ class NbdTarget:
             "read_only": self.params.read_only,
             "after_reconnect": self._settings.after_reconnect,
             "payloads": _payloads(uri),
+            "small_writes": f"up to {gathered(self._settings) >> 10} KiB: copied behind their "
+            "headers, and what comes together is sent at once",
         }
         if self._warnings:
             told["warning"] = "; ".join(self._warnings)

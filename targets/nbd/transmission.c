@@ -92,11 +92,11 @@ void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e)
 static void send_alone(struct link *l, struct group *g, uint32_t bytes)
 {
 	const struct slot *s = link_slot(l, g);
-	int ret = group_send_memory(g, NBD_SOCKET, &s->request,
+	int ret = group_send_memory(g, l->disk->socket, &s->request,
 				    sizeof(s->request), bytes ? MSG_MORE : 0);
 
 	if (ret == 0 && bytes)
-		ret = group_send(g, NBD_SOCKET, 0, bytes, 0);
+		ret = group_send(g, l->disk->socket, 0, bytes, 0);
 	if (ret < 0)
 		link_lose(l, NBD_LOST_SOCKET, ret);
 }
@@ -111,9 +111,10 @@ static void send_request(struct link *l, struct group *g,
 	group_hold(g);
 	if (bytes <= l->disk->cfg.gather_bytes)
 		copy = link_gather(l, g, &link_slot(l, g)->request, bytes);
-	link_record(l, g, copy);
 	if (!copy)
 		send_alone(l, g, bytes);
+	if (bytes)
+		link_record(l, g, copy);
 	link_tick_later(l);
 }
 
@@ -201,7 +202,7 @@ static void note_success(struct link *l, struct slot *s)
 	case NBD_WRITE:
 	case NBD_TRIM:
 	case NBD_WRITE_ZEROES:
-		/* with a ticket when it is over: link_keep() */
+		/* with a ticket once the journal has its data: link_keep() */
 		if (!fua && s->ticket < 0)
 			nbd_note_write(n, -1);
 		break;
@@ -225,7 +226,7 @@ static void take_reply(struct link *l, struct group *g, uint32_t error)
 		note_success(l, s);
 	if (error == 0 && command == NBD_READ) {
 		s->state = SLOT_RECEIVING;
-		(void)group_recv(g, NBD_SOCKET, 0, length);
+		(void)group_recv(g, l->disk->socket, 0, length);
 	} else {
 		s->state = SLOT_ANSWERED;
 		s->refused = error;
@@ -238,7 +239,7 @@ void link_receive(struct link *l)
 {
 	if (l->state != NBD_CONNECTED)
 		return;
-	l->receiving = !own_recv(l->own, OWN_REPLY, NBD_SOCKET, &l->reply,
+	l->receiving = !own_recv(l->own, OWN_REPLY, l->disk->socket, &l->reply,
 				 sizeof(l->reply));
 	if (!l->receiving)
 		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
@@ -343,6 +344,7 @@ static const struct ublkd_target_ops ops = {
 	.flags = UBLKD_ANSWERS_LATE,
 	.name = "nbd",
 	.submit_all = submit_all,
+	.on_cqe = link_on_cqe,
 	.start = link_start,
 	.end = link_end,
 	.bye = link_bye,

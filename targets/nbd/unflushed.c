@@ -154,22 +154,33 @@ void link_on_room(struct link *l, uint32_t error)
 	link_submit_kept(l);
 }
 
-void link_record(struct link *l, const struct group *g, const void *data)
+void link_record(struct link *l, struct group *g, const void *copy)
 {
-	struct nbd *n = l->disk;
-	struct slot *s = link_slot(l, g);
+	const struct nbd *n = l->disk;
+	const struct slot *s = link_slot(l, g);
 	uint32_t length = be32toh(s->request.length);
-	uint8_t *to;
+	uint64_t position;
 
-	if (s->ticket < 0 || be16toh(s->request.command) != NBD_WRITE)
+	if (s->ticket < 0)
 		return;
-	to = (uint8_t *)n->cfg.journal +
-	     journal_position(n->journal, s->ticket);
-	if (data) {
-		memcpy(to, data, length);
-	} else if (group_copy(g, to, length) < 0) {
-		nbd_break_journal(n);
-		nbd_note_failure(n, s->ticket);
-		s->ticket = -1;
-	}
+	position = journal_position(n->journal, s->ticket);
+	if (copy)
+		memcpy((uint8_t *)n->cfg.journal + position, copy, length);
+	else
+		(void)group_write(g, NBD_JOURNAL, position, 0, length, 0);
+}
+
+/* ops->on_cqe: a write that the journal does not have is not replayed. */
+int link_on_cqe(void *target, struct group *g, unsigned int member, int res)
+{
+	struct link *l = target;
+
+	if (g->members[member].file != NBD_JOURNAL || !l->disk->journal ||
+	    res >= 0)
+		return res;
+	if ((res == -EAGAIN || res == -EINTR) && !group_last_try(g, member))
+		return res;
+	nbd_break_journal(l->disk);
+	group_excuse(g, member);
+	return res;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import signal
@@ -68,6 +69,8 @@ class NbdDisk:
     sqes: int = 512
     link: int = QID
     journal_bytes: int = 0
+    journal: int = -1
+    """The file of it, if it has one; without one given it is made here."""
     beside: NbdDisk | None = None
     """Another link of the same disk; it ends later."""
     servers: list[Server] = field(default_factory=list)
@@ -75,7 +78,7 @@ class NbdDisk:
     def __post_init__(self) -> None:
         self.links: Any
         self.lost: int
-        self.journal: Any
+        self._map: Any = self.core.ffi.NULL
         # No turn waits here, so nobody has to be woken; and a transfer that a signal disturbs goes
         # on in a worker of the kernel, so that one could not tell when all is done that can be.
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -91,11 +94,11 @@ class NbdDisk:
             self._begin_links(ffi)
         self.driver = Driver(
             self.core,
-            [-1],
+            [self.journal, -1] if self.journal_bytes else [-1],
             lease=self.pages.way.lease,
             depth=self.depth,
             max_io=self.max_io,
-            max_members=2,
+            max_members=3,
             sqes=self.sqes,
             dev_fd=self._dev,
             qid=self.link,
@@ -108,20 +111,27 @@ class NbdDisk:
         """Operation, offset and size, by tag."""
 
     def _begin_beside(self, other: NbdDisk) -> None:
-        self.links, self.lost = other.links, other.lost
-        self.journal = other.journal
+        self.links, self.lost, self._map = other.links, other.lost, other._map
+        self.journal, self.journal_bytes = other.journal, other.journal_bytes
 
     def _begin_links(self, ffi: Any) -> None:
         self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._undo.callback(os.close, self.lost)
-        self.journal = ffi.new("unsigned char[]", self.journal_bytes)
+        if self.journal_bytes and self.journal < 0:
+            self.journal = os.memfd_create("journal")
+            self._undo.callback(os.close, self.journal)
+            os.truncate(self.journal, self.journal_bytes)
+            memory = mmap.mmap(self.journal, self.journal_bytes)
+            self._undo.callback(memory.close)
+            self._map = ffi.from_buffer(memory)
+            self._undo.callback(ffi.release, self._map)
         config = {
             "nr_links": QID + 1,
             "timeout_ns": self.timeout_ns,
             "lost_fd": self.lost,
             "gather_bytes": self.pages.gather_bytes,
             "journal_bytes": self.journal_bytes,
-            "journal": self.journal,
+            "journal": self._map,
         }
         self.links = self.lib.nbd_new(ffi.new("struct nbd_config *", config))
         assert self.links

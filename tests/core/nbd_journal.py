@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from .driver import WRITE
@@ -12,6 +13,7 @@ from .nbd_server import Asked, Command, Server, Store
 SIZE = 4096
 ROOM = 2 * SIZE
 """Of the journals here: two writes."""
+JOURNAL_MEMBER = 2  # of a WRITE
 OUR_FLUSH = DEPTH
 """In the place of a tag."""
 
@@ -36,9 +38,7 @@ def listed(disk: NbdDisk) -> list[Entry]:
             int(e.command),
             int(e.flags),
             int(e.offset),
-            bytes(disk.core.ffi.buffer(disk.journal + e.position, e.length))
-            if e.command == Command.WRITE
-            else b"",
+            os.pread(disk.journal, e.length, e.position) if e.command == Command.WRITE else b"",
         )
         for e in out
     ]
@@ -70,7 +70,7 @@ def of(server: Server, tag: int) -> Asked:
 
 
 def answer(disk: NbdDisk, server: Server, *tags: int, error: int = 0) -> None:
-    """One after the other, to the end."""
+    """One after the other, to the end: a write has to be in the journal's file, too."""
     for tag in tags:
         server.answer(of(server, tag), error)
         if tag == OUR_FLUSH:

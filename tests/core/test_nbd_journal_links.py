@@ -1,15 +1,20 @@
-"""A journal that cannot have everything, and one that several links have in common."""
+"""A journal whose file fails or is slow, and one that several links have in common."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from .driver import FLUSH, WRITE
+from .driver import FLUSH, WRITE, Kind, Outcome
 from .files import noise
 from .nbd_disk import DEPTH, PAGES, DiskMaker, NbdDisk
 from .nbd_journal import (
+    JOURNAL_MEMBER,
     OUR_FLUSH,
     ROOM,
     SIZE,
@@ -17,69 +22,186 @@ from .nbd_journal import (
     attach,
     check_stored,
     check_written,
-    data_of,
     heard,
     is_broken,
     listed,
+    lose,
+    of,
     write,
     written,
 )
+from .nbd_server import Store
 
-# --- what cannot be copied --------------------------------------------------
+MAX_AGAIN = 128
+"""As in group_impl.h: tries of one member."""
 
-LENT = {name: PAGES[name] for name in ("auto", "register", "group", "auto, gathered")}
+
+@pytest.fixture
+def disk(new_disk: DiskMaker) -> NbdDisk:
+    return new_disk(journal_bytes=ROOM)
 
 
-@pytest.mark.parametrize("pages", LENT)
-def test_a_write_that_it_cannot_have_is_no_failure_but_breaks_it(
-    new_disk: DiskMaker, pages: str
+# --- the file ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pages", [name for name, it in PAGES.items() if not it.gather_bytes])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EFBIG])
+def test_a_write_that_it_cannot_take_is_no_failure_but_breaks_it(
+    new_disk: DiskMaker, pages: str, error: int
 ) -> None:
     disk = new_disk(pages=PAGES[pages], journal_bytes=ROOM)
     server = attach(disk)
-    disk.fill(0, data_of(0))
-    disk.hide_pages()
-    disk.begin(0, WRITE, 0, SIZE)
-    disk.settle()
-    assert is_broken(disk)
-    write(disk, 1)
+    disk.driver.script(0, JOURNAL_MEMBER, [Outcome(Kind.INSTEAD, -error)])
+    write(disk, 0, 1)
     answer(disk, server, 0, 1)
     check_written(disk, 0, 1)
     check_stored(server, 0, 1)
+    assert is_broken(disk)
     assert disk.status.losses == 0
-    assert disk.lib.nbd_unflushed(disk.links)
     write(disk, 0, 1, 2, 3)
     assert heard(server) == [0, 1, 2, 3]
     answer(disk, server, 0, 1, 2, 3)
     check_written(disk, 0, 1, 2, 3)
 
 
-@pytest.mark.parametrize("pages", LENT)
-def test_what_it_does_not_have_is_not_in_it_when_it_is_whole_again(
-    new_disk: DiskMaker, pages: str
-) -> None:
-    disk = new_disk(pages=PAGES[pages], journal_bytes=ROOM)
+def test_those_that_wait_for_room_go_on_when_it_breaks(disk: NbdDisk) -> None:
     server = attach(disk)
-    disk.fill(0, data_of(0))
-    disk.hide_pages()
-    disk.begin(0, WRITE, 0, SIZE)
-    disk.settle()
-    disk.lib.nbd_fail_flush(disk.links)
-    answer(disk, server, 0)
-    assert not is_broken(disk)
-    assert listed(disk) == []
-    assert disk.lib.nbd_unflushed(disk.links)
-
-
-def test_those_that_wait_for_room_go_on_when_it_breaks(new_disk: DiskMaker) -> None:
-    disk = new_disk(pages=PAGES["auto"], journal_bytes=ROOM)
-    server = attach(disk)
+    disk.driver.script(1, JOURNAL_MEMBER, [Outcome(Kind.INSTEAD, -errno.EIO)])
     write(disk, 0, 2, 1, 3)
     assert heard(server) == [0, 2]
     answer(disk, server, 0)
-    disk.hide_pages()
     answer(disk, server, OUR_FLUSH)
     assert heard(server) == [2, 1, 3]
     assert is_broken(disk)
+
+
+def test_a_file_that_never_takes_it_breaks_it_as_well(disk: NbdDisk) -> None:
+    server = attach(disk)
+    disk.driver.script(0, JOURNAL_MEMBER, [Outcome(Kind.INSTEAD, -errno.EAGAIN)] * MAX_AGAIN)
+    write(disk, 0)
+    answer(disk, server, 0)
+    check_written(disk, 0)
+    assert is_broken(disk)
+    assert disk.status.losses == 0
+
+
+def test_a_file_that_takes_it_in_the_end_does_not(disk: NbdDisk) -> None:
+    server = attach(disk)
+    again = [Outcome(Kind.INSTEAD, -error) for error in (errno.EAGAIN, errno.EINTR)] * 10
+    disk.driver.script(0, JOURNAL_MEMBER, again)
+    write(disk, 0)
+    answer(disk, server, 0)
+    assert listed(disk) == [written(0)]
+    assert not is_broken(disk)
+
+
+@pytest.mark.parametrize("first", [1, 512, SIZE - 1])
+def test_a_short_write_into_it_goes_on(disk: NbdDisk, first: int) -> None:
+    server = attach(disk)
+    disk.driver.script(0, JOURNAL_MEMBER, [Outcome(Kind.CUT, first)])
+    write(disk, 0)
+    answer(disk, server, 0)
+    check_written(disk, 0)
+    assert listed(disk) == [written(0)]
+    assert not is_broken(disk)
+
+
+@pytest.fixture
+def stuck(new_disk: DiskMaker) -> Iterator[tuple[NbdDisk, Callable[[], None]]]:
+    """A disk whose journal cannot be written, and what changes that."""
+    end, journal = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(journal, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(journal, bytes(SIZE))
+    os.set_blocking(journal, True)
+
+    def release() -> None:
+        os.set_blocking(end, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.read(end, 1 << 20)
+
+    disk = new_disk(journal_bytes=ROOM, journal=journal)
+    yield disk, release
+    release()
+    disk.close()
+    os.close(end)
+    os.close(journal)
+
+
+Stuck = tuple[NbdDisk, Callable[[], None]]
+
+
+def count(disk: NbdDisk) -> int:
+    return int(disk.lib.nbd_journal(disk.links, disk.core.ffi.NULL, 0))
+
+
+def test_a_write_is_not_in_it_before_its_data_is(stuck: Stuck) -> None:
+    disk, release = stuck
+    server = attach(disk)
+    write(disk, 0)
+    server.answer(of(server, 0))
+    disk.begin(3, FLUSH)
+    disk.settle()
+    answer(disk, server, 3)  # which is not told of what is not done
+    assert not disk.committed(0)
+    assert count(disk) == 0
+    release()
+    check_written(disk, 0)
+    assert count(disk) == 1
+    assert disk.lib.nbd_unflushed(disk.links)
+
+
+def test_its_room_is_nobody_elses_as_long(stuck: Stuck) -> None:
+    disk, release = stuck
+    server = attach(disk)
+    write(disk, 0, 1, 2)
+    server.answer_all()
+    disk.begin(3, FLUSH)
+    disk.settle()
+    answer(disk, server, 3)
+    assert heard(server) == []
+    release()
+    check_written(disk, 0, 1)
+    disk.until_asked(server)
+    answer(disk, server, OUR_FLUSH)
+    disk.until(lambda: 2 in heard(server))
+    answer(disk, server, 2)
+
+
+def test_what_is_lost_before_its_data_is_there_is_written_once_more(stuck: Stuck) -> None:
+    disk, release = stuck
+    server = attach(disk)
+    write(disk, 0)
+    answered = of(server, 0)
+    server.answer(answered)
+    disk.settle()
+    lose(disk, server)
+    assert count(disk) == 0
+    server = disk.attach(Store(bytes(DEPTH * SIZE)))
+    disk.settle()
+    assert not disk.committed(0)
+    release()
+    disk.until_asked(server)
+    assert count(disk) == 0
+    answer(disk, server, 0)
+    check_stored(server, 0)
+    assert count(disk) == 1
+
+
+def test_what_shall_fail_before_its_data_is_there_fails(stuck: Stuck) -> None:
+    disk, release = stuck
+    server = attach(disk)
+    write(disk, 0)
+    server.answer(of(server, 0))
+    disk.settle()
+    disk.fail()
+    disk.settle()
+    release()
+    check_written(disk, 0, result=-errno.EIO)
+    assert count(disk) == 0
+    assert disk.status.unanswered == 0
 
 
 # --- two links --------------------------------------------------------------
@@ -100,8 +222,8 @@ class Two:
 
 @pytest.fixture
 def two(new_disk: DiskMaker) -> Two:
-    one = new_disk(pages=PAGES["auto"], journal_bytes=ROOM)
-    return Two(one, new_disk(pages=PAGES["auto"], beside=one, link=0))
+    one = new_disk(journal_bytes=ROOM)
+    return Two(one, new_disk(beside=one, link=0))
 
 
 def test_an_acknowledgement_of_the_other_link_lets_one_make_room(two: Two) -> None:
@@ -150,9 +272,8 @@ def test_when_the_other_link_breaks_the_journal_one_goes_on(two: Two) -> None:
     two.one.begin(2, WRITE, 0, ROOM)
     two.settle()
     assert heard(one) == []
-    two.other.fill(1, noise(SIZE))
-    two.other.hide_pages()
-    two.other.begin(1, WRITE, SIZE, SIZE)
+    two.other.driver.script(1, JOURNAL_MEMBER, [Outcome(Kind.INSTEAD, -errno.EIO)])
+    write(two.other, 1)
     two.settle()
     assert is_broken(two.one)
     assert heard(one) == [2]
