@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from typing import Any
@@ -13,7 +14,8 @@ from ublkd.targets.nbd.wire import Command
 
 BYTES = 16 << 20
 """Of data; when it is full a flush makes room."""
-MAPPED = mmap.MAP_SHARED | mmap.MAP_POPULATE
+MADV_POPULATE_WRITE = 23
+"""madvise(2), Linux 5.14; Python has no name for it."""
 
 
 class Journal:
@@ -25,13 +27,15 @@ class Journal:
         self.fd = os.memfd_create("ublkd-nbd-journal", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(self.fd, 0, size)
-            self._map = mmap.mmap(self.fd, size, flags=MAPPED)
+            self._map = mmap.mmap(self.fd, size)
         except OSError as error:
             os.close(self.fd)
             raise UblkdError(
                 f"no memory for the journal of writes: {reason(error)}",
                 hint=f"it takes {size >> 20} MiB; --after-reconnect strict needs none",
             ) from error
+        with contextlib.suppress(OSError):  # no write shall wait for a fault of a page
+            self._map.madvise(MADV_POPULATE_WRITE)
         self.memory = ffi.from_buffer(self._map)
 
     def writes(self, links: Any) -> list[Write]:
