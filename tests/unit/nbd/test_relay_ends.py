@@ -55,7 +55,7 @@ def test_what_the_server_said_last_still_arrives_and_then_the_end(
             assert exactly(end, len(text) - 1000) == text[1000:]
         server.setblocking(False)
         if politely:
-            with pytest.raises(ssl.SSLWantReadError):
+            with pytest.raises((ssl.SSLWantReadError, ssl.SSLEOFError)):  # it may be gone by now
                 server.unwrap()
         else:
             server.shutdown(socket.SHUT_WR)
