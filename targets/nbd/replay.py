@@ -45,12 +45,12 @@ def replay(
     stream: Stream,
     writes: Sequence[Write],
     patience: Patience,
-    flushed: Callable[[Write], None] | None = None,
+    flushed: Callable[[Write], None],
 ) -> None:
     """All of them, each acknowledged. Raises Refusal, Stopped or OSError.
 
-    With ``flushed`` the server is told to flush now and then, and at the end: the writes up to the
-    one that it is called with are safe. So a connection that does not live long is of use, too.
+    The server is told to flush now and then, and at the end: the writes up to the one that
+    ``flushed`` is called with are safe. So a connection that does not live long is of use, too.
     """
     told = _Telling(stream)
     try:
@@ -58,9 +58,8 @@ def replay(
             part = writes[at : at + MOST]
             for round_ in _rounds(part):
                 told.ask(round_)
-            if flushed:
-                told.ask([Write(Command.FLUSH, 0, 0, 0)])
-                flushed(part[-1])
+            told.ask([Write(Command.FLUSH, 0, 0, 0)])
+            flushed(part[-1])
     except TimedOut:
         raise Refusal(f"what it may have lost was not written again within {patience.seconds:g} "
                       "seconds") from None  # fmt: skip
@@ -72,11 +71,13 @@ class _Telling:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._heard = b""
+        self._asked = 0
 
     def ask(self, round_: Sequence[Write]) -> None:
         """All of it, and wait for every answer."""
-        waiting = set(range(len(round_)))
-        for cookie, write in enumerate(round_):
+        first, self._asked = self._asked, self._asked + len(round_)
+        waiting = set(range(first, self._asked))  # no cookie twice: nor can an answer count so
+        for cookie, write in enumerate(round_, first):
             self._stream.send(wire.pack_request(
                 Command(write.command), cookie, write.offset, write.length, write.flags
             ))  # fmt: skip

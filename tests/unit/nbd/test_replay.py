@@ -20,7 +20,7 @@ from ublkd.targets.nbd.stream import Patience, Stopped, Stream
 
 REQUEST, REPLY = struct.Struct(">IHHQQI"), struct.Struct(">IIQ")
 REQUEST_MAGIC, REPLY_MAGIC = 0x25609513, 0x67446698
-WRITE, TRIM, ZEROES = 1, 4, 6
+WRITE, FLUSH, TRIM, ZEROES = 1, 3, 4, 6
 FUA, NO_HOLE = 1, 2
 PATIENCE = 30.0
 """Seconds: no wait here is meant to be this long."""
@@ -67,13 +67,20 @@ class Lazy:
     most: int = 0
     most_bytes: int = 0
     seen: list[Heard] = field(default_factory=list)
+    """But for flushes."""
+    flushes: list[int] = field(default_factory=list)
+    """How many had been seen before each."""
     _says: bytes = b""
 
     def send(self, data: bytes | memoryview) -> None:
         self.heard += data
         for request in parsed(self.heard):
+            if request.command == FLUSH:
+                assert not self.waiting, "a flush covers what is acknowledged before it"
+                self.flushes.append(len(self.seen))
+            else:
+                self.seen.append(request)
             self.waiting.append(request)
-            self.seen.append(request)
         self.most = max(self.most, len(self.waiting))
         self.most_bytes = max(self.most_bytes, sum(len(w.data) for w in self.waiting))
 
@@ -94,7 +101,10 @@ class Lazy:
         return request.cookie
 
     def take(self, writes: list[Write]) -> None:
-        replay(self, writes, Patience(PATIENCE))  # type: ignore[arg-type]
+        safe: list[Write] = []
+        replay(self, writes, Patience(PATIENCE), safe.append)  # type: ignore[arg-type]
+        assert [writes[seen - 1] for seen in self.flushes] == safe
+        assert safe[-1:] == writes[-1:]
         assert not self.waiting
         assert not self._says
         assert not self.heard
@@ -141,6 +151,7 @@ def test_no_more_are_on_their_way_than_their_replies_have_room(number: int) -> N
     server.take([Write(WRITE, 0, 4 * i, 4, b"abcd") for i in range(number)])
     assert server.most == min(number, MOST)
     assert server.content == b"abcd" * number
+    assert server.flushes == [*range(MOST, number, MOST), *[number] * bool(number)]
 
 
 @pytest.mark.parametrize("size", [MOST_BYTES // 4, MOST_BYTES // 4 + 1])
@@ -167,22 +178,29 @@ def test_those_that_overlap_do_not(second: tuple[int, int]) -> None:
 # --- servers on a socket ----------------------------------------------------
 
 Serve = Callable[[socket.socket], object]
-ONE = [Write(WRITE, 0, 0, 4, b"abcd")]
 THREE = [Write(WRITE, 0, 4 * i, 4, b"abcd") for i in range(3)]
 LARGE = [Write(WRITE, 0, i << 20, 1 << 20, bytes(1 << 20)) for i in range(8)]
 
 
 @pytest.fixture
 def told(nothing_left: None) -> Iterator[Callable[..., None]]:
-    """What replay does with a server that runs in a thread; it hears the end then."""
+    """What replay does with a server that runs in a thread; it hears the end then. ``safe`` gets
+    what a flush has covered.
+    """
     ours, theirs = socket.socketpair()
     threads: list[threading.Thread] = []
 
-    def run(serve: Serve, writes: list[Write], patience: Patience | None = None) -> None:
+    def run(
+        serve: Serve,
+        writes: list[Write],
+        patience: Patience | None = None,
+        safe: list[Write] | None = None,
+    ) -> None:
         threads.append(threading.Thread(target=serve, args=(theirs,)))
         threads[0].start()
         patience = patience or Patience(PATIENCE)
-        replay(Stream(ours, patience), writes, patience)
+        flushed = [] if safe is None else safe
+        replay(Stream(ours, patience), writes, patience, flushed.append)
 
     ours.setblocking(False)
     yield run
@@ -201,12 +219,15 @@ def hear(sock: socket.socket, number: int) -> list[Heard]:
     return heard
 
 
-def saying(text: bytes, after: int = 1) -> Serve:
-    """Says so once it has heard so many, and ends."""
+def saying(text: bytes, to_flush: bytes = b"") -> Serve:
+    """Says so once it has heard three writes, the other to the flush behind them, and ends."""
 
     def serve(sock: socket.socket) -> None:
-        hear(sock, after)
+        hear(sock, 3)
         sock.sendall(text)
+        if to_flush:
+            hear(sock, 1)
+            sock.sendall(to_flush)
         sock.shutdown(socket.SHUT_WR)
 
     return serve
@@ -228,17 +249,30 @@ def test_a_server_that_does_all_is_good(told: Callable[..., None]) -> None:
                 done.append(request)
                 sock.sendall(reply(request.cookie))
 
-    told(serve, LARGE)
-    assert [request.offset for request in done] == [write.offset for write in LARGE]
+    safe: list[Write] = []
+    told(serve, LARGE, safe=safe)
+    assert [request.offset for request in done[:-1]] == [write.offset for write in LARGE]
+    assert done[-1].command == FLUSH
+    assert safe == LARGE[-1:]
 
 
 def test_replies_may_come_in_pieces_and_in_any_order(told: Callable[..., None]) -> None:
     def serve(sock: socket.socket) -> None:
-        for request in reversed(hear(sock, 3)):
-            for byte in reply(request.cookie):
-                sock.sendall(bytes([byte]))
+        for number in (3, 1):  # and the flush
+            for request in reversed(hear(sock, number)):
+                for byte in reply(request.cookie):
+                    sock.sendall(bytes([byte]))
 
     told(serve, THREE)
+
+
+@pytest.mark.parametrize("answer", [reply(3, 5), reply(0), b""])
+def test_without_a_flush_nothing_is_safe(told: Callable[..., None], answer: bytes) -> None:
+    """And what was answered before is no answer to it."""
+    safe: list[Write] = []
+    with pytest.raises((Refusal, ConnectionResetError)):
+        told(saying(reply(0) + reply(1) + reply(2), answer), THREE, safe=safe)
+    assert safe == []
 
 
 @pytest.mark.parametrize(
@@ -246,7 +280,7 @@ def test_replies_may_come_in_pieces_and_in_any_order(told: Callable[..., None]) 
 )
 def test_an_error_is_a_refusal(told: Callable[..., None], error: int, name: str) -> None:
     with pytest.raises(Refusal) as caught:
-        told(saying(reply(0) + reply(2, error), after=3), THREE)
+        told(saying(reply(0) + reply(2, error)), THREE)
     assert caught.value.message == f"it refuses what it had acknowledged before: {name}"
 
 
@@ -263,14 +297,14 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_what_is_no_reply_is_refused(told: Callable[..., None], lie: str) -> None:
     with pytest.raises(Refusal, match=r"^what the server sent is no reply$"):
-        told(saying(LIES[lie], after=3), THREE)
+        told(saying(LIES[lie]), THREE)
 
 
 @pytest.mark.parametrize("said", range(0, 3 * REPLY.size, 5))
 def test_the_end_of_the_stream_is_no_answer(told: Callable[..., None], said: int) -> None:
     text = reply(0) + reply(1) + reply(2)
     with pytest.raises(ConnectionResetError):
-        told(saying(text[:said], after=3), THREE)
+        told(saying(text[:said]), THREE)
 
 
 def test_a_server_that_ends_while_it_is_told(told: Callable[..., None]) -> None:
