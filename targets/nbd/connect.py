@@ -22,6 +22,7 @@ from ublkd.targets.nbd.uri import Uri
 
 OPEN_SECONDS = 30.0
 """From the name's look-up to the end of the handshake."""
+WAIT_LONGER = "--open-timeout SECONDS waits longer"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def _meet(
 ) -> tuple[socket, Export | list[Offer]]:
     """A negotiated connection; no socket is left behind a failure."""
     try:
+        if not patience.left:  # other connections have used it up
+            raise Refusal("no time is left to connect", hint=WAIT_LONGER)
         if uri.tls and context is None:
             context = tls.context(uri)
         if addresses is None:
@@ -168,10 +171,8 @@ class _Meeting:
     def _too_slow(self) -> Refusal:
         owed, seconds = self._handshake.waiting_for, f"{self._patience.seconds:g} seconds"
         if self._handshake.received:
-            return Refusal(f"after {seconds} the server has not sent {owed}",
-                           hint="--open-timeout SECONDS waits longer")  # fmt: skip
+            return Refusal(f"after {seconds} the server has not sent {owed}", hint=WAIT_LONGER)
         return Refusal(
             f"the server has said nothing for {seconds}",
-            hint="is it an NBD server? Others wait for the client to begin. --open-timeout SECONDS "
-            "waits longer",
+            hint=f"is it an NBD server? Others wait for the client to begin. {WAIT_LONGER}",
         )

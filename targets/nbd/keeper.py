@@ -41,6 +41,8 @@ STOP_SECONDS = 20.0
 """How long a disk may take to end before it is taken to live on."""
 END_SECONDS = 10.0
 POLL_SECONDS = 1.0
+MOMENT = 0.1
+"""Seconds: the least that a try has, however little of the window is left."""
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +249,7 @@ class Keeper:
                           "tried on", self._shown, window)  # fmt: skip
             try:
                 seconds = self._settings.open_timeout
-                self._attach(self._dialled(seconds if failed else min(seconds, max(left, 0.1))))
+                self._attach(self._dialled(seconds if failed else min(seconds, max(left, MOMENT))))
             except Stopped:
                 raise
             except (UblkdError, OSError, RuntimeError) as error:
@@ -280,29 +282,29 @@ class Keeper:
         self._close_relays()
 
     def _dialled(self, seconds: float) -> list[Connection]:
-        """All connections, each to an export that is what it was. Raises UblkdError or OSError."""
-        until = time.monotonic() + seconds
+        """All connections, each to an export that is what it was, and what the server may have lost
+        told again: all of it within ``seconds``. Raises UblkdError or OSError.
+        """
+        patience = Patience(seconds, self._stop)
         made: list[Connection] = []
         try:
             for _ in self._links:
-                left = max(0.1, until - time.monotonic())
-                made.append(self._dial(left, self._stop))
+                made.append(self._dial(patience.left, self._stop))
                 if changed := worse(made[-1].export, self._export, self._params, len(self._links)):
                     raise Refusal(f"the export is not what it was: {changed}")
-            self._make_good(made[0], seconds)
+            self._make_good(made[0], patience)
         except BaseException:
             for connection in made:
                 connection.socket.close()
             raise
         return made
 
-    def _make_good(self, connection: Connection, seconds: float) -> None:
+    def _make_good(self, connection: Connection, patience: Patience) -> None:
         """What the server may have lost. Raises UblkdError or OSError."""
         if not self._export.flush or not lib.nbd_unflushed(self.links):
             return
         if self.journal and not lib.nbd_journal_broken(self.links):
             writes = self.journal.writes(self.links)
-            patience = Patience(seconds, self._stop)
             replay(Stream(connection.socket, patience), writes, patience, self._safe)
             log.warning("%s: %d writes that no flush has covered were written again",
                         self._shown, len(writes))  # fmt: skip

@@ -92,6 +92,8 @@ class Stream:
         ``blocked`` is what to wait for if the plain socket would block.
         """
         while True:
+            if not self._patience.left:  # or who always has one more byte would never be late
+                raise TimedOut
             try:
                 return call(*words)
             except ssl.SSLWantReadError:

@@ -116,12 +116,13 @@ class NbdTarget:
         asked, seconds = options["connections"], options["open_timeout"]
         assert isinstance(asked, int)
         assert isinstance(seconds, float)
-        dial = _dialler(uri, seconds)
-        made = [dial(seconds, None)]
+        patience = Patience(seconds)
+        dial = _dialler(uri, patience)
+        made = [dial(patience.left, None)]
         try:
             number, warnings = _connections(asked, made[0].export)
             while len(made) < number:
-                made.append(dial(seconds, None))
+                made.append(dial(patience.left, None))
             settings = Settings(
                 uri=uri,
                 connections=number,
@@ -181,13 +182,13 @@ def _seconds(value: OptionValue) -> float:
     return value
 
 
-def _dialler(uri: Uri, seconds: float) -> Dial:
+def _dialler(uri: Uri, patience: Patience) -> Dial:
     """What connects, as often as it is asked.
 
     Names are looked up and certificates read once: later their files may be on the disk itself.
     """
     try:
-        addresses = addresses_of(uri, Patience(seconds))
+        addresses = addresses_of(uri, patience)
         context = tls.context(uri) if uri.tls else None
     except UblkdError as error:
         raise type(error)(f"{printable(str(uri))}: {error.message}", hint=error.hint) from error

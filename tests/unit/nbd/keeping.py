@@ -12,7 +12,8 @@ from tests.unit.nbd.links import EXPORT, Clock, Links, Servers
 from ublkd._core import ffi
 from ublkd.target import Params
 from ublkd.targets.nbd import keeper as module
-from ublkd.targets.nbd.export import Export
+from ublkd.targets.nbd import stream
+from ublkd.targets.nbd.export import Export, Refusal
 from ublkd.targets.nbd.keeper import Keeper, Settings
 from ublkd.targets.nbd.replay import Write
 from ublkd.targets.nbd.stream import Patience, Stream
@@ -51,8 +52,8 @@ class World:
         self.servers = Servers(self.clock)
         self.links = Links(1, self.clock)
         self.keeper: Keeper | None = None
-        self.replays: list[BaseException | None] = []
-        """How the next ones end; those behind them are good."""
+        self.replays: list[BaseException | float | None] = []
+        """How the next ones end, or how many seconds they take; those behind them are good."""
         self.replayed: list[tuple[list[Write], float]] = []
         """And in how many seconds they had to be."""
         self.on_replay: Callable[[], object] = lambda: None
@@ -64,6 +65,7 @@ class World:
         self.links = Links(connections, self.clock)
         for name in ("time", "random", "select"):
             self.monkeypatch.setattr(module, name, self.clock)
+        self.monkeypatch.setattr(stream, "time", self.clock)
         self.monkeypatch.setattr(module, "lib", self.links)
         self.monkeypatch.setattr(module, "Journal", FakeJournal)
         self.monkeypatch.setattr(module, "replay", self._replay)
@@ -85,16 +87,20 @@ class World:
 
     def _replay(
         self,
-        stream: Stream,
+        over: Stream,
         writes: list[Write],
         patience: Patience,
         flushed: Callable[[Write], None],
     ) -> None:
-        assert stream.socket.fileno() >= 0
+        assert over.socket.fileno() >= 0
         self.on_replay()
-        self.replayed.append((writes, patience.seconds))
-        if self.replays and (error := self.replays.pop(0)):
-            raise error
+        self.replayed.append((writes, patience.left))
+        ends = self.replays.pop(0) if self.replays else None
+        if isinstance(ends, BaseException):
+            raise ends
+        self.clock.now += min(ends or 0.0, patience.left)
+        if not patience.left:
+            raise Refusal("not in time")
         flushed(writes[-1])
 
     def until_attached(self, times: int, link: int = 0) -> None:

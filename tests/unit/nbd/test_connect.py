@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.helpers import is_one_line
+from tests.unit.nbd.links import Clock
 from tests.unit.nbd.scripted import (
     Peer,
     Scripted,
@@ -40,10 +41,10 @@ from tests.unit.nbd.streams import (
     reply,
 )  # fmt: skip
 from ublkd.errors import UblkdError, UsageError
-from ublkd.targets.nbd import connect
+from ublkd.targets.nbd import connect, stream
 from ublkd.targets.nbd.dial import Address, addresses_of
 from ublkd.targets.nbd.handshake import Offer
-from ublkd.targets.nbd.stream import Patience, Stopped
+from ublkd.targets.nbd.stream import Patience, Stopped, Stream, TimedOut
 from ublkd.targets.nbd.uri import parse
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -188,6 +189,28 @@ def test_a_byte_now_and_then_does_not_move_the_deadline(tmp_path: Path) -> None:
     with Scripted(trickles(GOOD, 0.4), tmp_path) as server:
         error = refusal(server.uri(), STALLED)
         assert told(error) == "after 2 seconds the server has not sent a greeting"
+
+
+def test_who_always_has_one_more_byte_is_late_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for such a server, so no wait ends."""
+    clock = Clock()
+    monkeypatch.setattr(stream, "time", clock)
+
+    class Endless:
+        def recv(self, _: int) -> bytes:
+            clock.now += 1
+            return b"x"
+
+    endless = Stream(Endless(), Patience(5))  # type: ignore[arg-type]
+    assert [endless.recv() for _ in range(5)] == [b"x"] * 5
+    with pytest.raises(TimedOut):
+        endless.recv()
+
+
+def test_with_no_time_left_nothing_is_tried(tmp_path: Path) -> None:
+    with Scripted(says(GOOD), tmp_path) as server:
+        assert told(refusal(server.uri(), 0)) == "no time is left to connect"
+    assert server.heard == []
 
 
 def test_a_server_that_takes_no_connection_is_given_up() -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.nbd.keeping import World
 from tests.unit.nbd.links import EXPORT, Links, refused
 from ublkd._core import lib
+from ublkd.targets.nbd.keeper import MOMENT
 
 Failing = list[Any]
 
@@ -187,8 +188,29 @@ def test_several_connections_have_one_deadline_in_common(world: World) -> None:
                        connections=4, open_timeout=10.0)  # fmt: skip
     links.lose(0)
     world.until_attached(2, link=3)
-    # the last one has a moment: it may be there at once
-    assert world.servers.patience == [10.0, 6.0, 3.0, 0.1]
+    assert world.servers.patience == [10.0, 6.0, 3.0, 0.0]
+
+
+def test_what_is_written_again_shares_the_deadline_of_the_connections(world: World) -> None:
+    links = world.keep(4.0, EXPORT, 2.0, EXPORT, connections=2, open_timeout=10.0,
+                       after_reconnect="replay")  # fmt: skip
+    links.unflushed = True
+    links.lose(0)
+    world.until_attached(2, link=1)
+    assert [left for _, left in world.replayed] == [4.0]
+
+
+@pytest.mark.parametrize("dialling", [0.0, 6.0, 10.0])
+def test_requests_fail_at_the_end_of_the_window_whatever_a_try_is_at(
+    world: World, dialling: float
+) -> None:
+    """Its first part takes so long, and the other would take for ever."""
+    links = world.keep(dialling, EXPORT, window=10.0, open_timeout=30.0, after_reconnect="replay")
+    links.unflushed = True
+    world.replays = [1e6]
+    links.lose(0)
+    links.until(lambda: "fail 0" in links.did)
+    assert world.failed_after() == pytest.approx(10.0, abs=MOMENT)
 
 
 def test_a_disk_that_failed_heals(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.nbd.keeping import PARAMS, FakeJournal, World
-from tests.unit.nbd.links import EXPORT, FLAGS, refused
+from tests.unit.nbd.links import EXPORT, FLAGS, Clock, refused
 from ublkd.errors import UblkdError
 from ublkd.target import Params
-from ublkd.targets.nbd import target
+from ublkd.targets.nbd import stream, target
 from ublkd.targets.nbd.connect import Connection
 from ublkd.targets.nbd.export import BlockSizes, Export, Refusal
 from ublkd.targets.nbd.keeper import worse
@@ -201,13 +201,25 @@ def test_a_server_that_does_not_take_them_is_no_server(world: World, error: Exce
 
 
 @pytest.fixture
-def adding(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> Iterator[Adding]:
+def patience() -> list[float]:
+    """Seconds that each connection had to be made in; it took 2."""
+    return []
+
+
+@pytest.fixture
+def adding(
+    monkeypatch: pytest.MonkeyPatch, patience: list[float], nothing_left: None
+) -> Iterator[Adding]:
     ends: list[socket.socket] = []
+    clock = Clock()
+    monkeypatch.setattr(stream, "time", clock)
 
     def add(*exports: Export) -> NbdTarget:
         left = list(exports)
 
-        def connect(*_: object, **__: object) -> Connection:
+        def connect(_: object, seconds: float, **__: object) -> Connection:
+            patience.append(seconds)
+            clock.now += 2
             ours, theirs = socket.socketpair()
             ends.append(theirs)
             return Connection(ours, left.pop(0))
@@ -227,9 +239,10 @@ def adding(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> Iterator[Addi
 Adding = Callable[..., NbdTarget]
 
 
-def test_connections_to_one_export_are_a_disk(adding: Adding) -> None:
+def test_connections_to_one_export_are_a_disk(adding: Adding, patience: list[float]) -> None:
     made = adding(OLD, OLD, OLD)
     assert made.params.queues == 3
+    assert patience == [5.0, 3.0, 1.0]
     made.close()
 
 
