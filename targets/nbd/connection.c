@@ -142,7 +142,7 @@ bool link_keep(void *target, struct group *g)
 				 __ATOMIC_RELAXED);
 		s->state = SLOT_FREE;
 	} else if (l->state == NBD_FAILING || has_waited(l, s)) {
-		group_complete(g, -EIO);
+		group_fail_with(g, -EIO); /* not with the socket's error */
 		s->state = SLOT_FREE;
 	} else {
 		s->state = SLOT_KEPT;

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from .core import Core
-from .driver import FLUSH, READ, WRITE
+from .driver import FLUSH, READ, WRITE, Kind, Outcome
 from .files import noise
 from .nbd_disk import DEPTH, PAGES, DiskMaker, NbdDisk
 from .nbd_server import Server, Store
@@ -246,6 +246,19 @@ def test_requests_whose_members_end_later_fail_then(new_disk: DiskMaker) -> None
     disk.until_committed(*range(DEPTH))
     assert [disk.result(tag) for tag in range(DEPTH)] == [-errno.EIO] * DEPTH
     assert disk.status.unanswered == 0
+
+
+def test_they_do_not_fail_with_what_the_socket_says(new_disk: DiskMaker) -> None:
+    """ETIMEDOUT would go through to the application: it means something to the block layer."""
+    disk = new_disk(max_io=LARGE)
+    disk.attach(Store(bytes(LARGE)), lambda: unix_pair(room=1), hears=0)
+    disk.driver.script(0, 1, [Outcome(Kind.DENY, -errno.ETIMEDOUT)])
+    disk.begin(0, WRITE, 0, LARGE)
+    disk.settle()
+    disk.fail()
+    disk.until_committed(0)
+    assert [issued.res for issued in disk.driver.issued() if issued.member] == [-errno.ETIMEDOUT]
+    assert disk.result(0) == -errno.EIO
 
 
 # --- the ends ---------------------------------------------------------------

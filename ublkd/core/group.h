@@ -101,6 +101,9 @@ void group_abandon(struct group *g, int err);
 /* What has failed so far, -errno, or 0. */
 int group_error(const struct group *g);
 
+/* For ops->keep(): the request fails with `err`, whatever has failed before. */
+void group_fail_with(struct group *g, int err);
+
 /* For a request that ops->keep() has kept: as if it had just arrived. */
 void group_restart(struct group *g);
 

@@ -236,6 +236,12 @@ int group_error(const struct group *g)
 	return g->error;
 }
 
+void group_fail_with(struct group *g, int err)
+{
+	g->error = err;
+	group_end_at(g, 0);
+}
+
 void group_abandon(struct group *g, int err)
 {
 	group_fail(g, err, 0);
