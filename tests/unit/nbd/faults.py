@@ -92,7 +92,7 @@ def complaint(offer: Offer, magic: int, request: Request, in_flight: Set[int]) -
         "cookie in flight": request.cookie in in_flight,
         "bounds": end > offer.size,
         "alignment": (request.offset | request.length) % offer.minimum,
-        "too long": command in (READ, WRITE) and request.length > offer.maximum,
+        "too long": request.length > offer.maximum,  # ours: the protocol minds data alone
         "nothing": command in (READ, WRITE, TRIM, WRITE_ZEROES) and not request.length,
         "range of none": command in (FLUSH, DISC) and end,
     }

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.unit.nbd.keeping import PARAMS, FakeJournal, World
-from tests.unit.nbd.links import EXPORT, FLAGS, Clock, refused
-from ublkd.errors import UblkdError
+from tests.unit.nbd.links import EXPORT, FLAGS, refused
 from ublkd.target import Params
-from ublkd.targets.nbd import stream, target
-from ublkd.targets.nbd.connect import Connection
 from ublkd.targets.nbd.export import BlockSizes, Export, Refusal
 from ublkd.targets.nbd.keeper import worse
-from ublkd.targets.nbd.target import NbdTarget
 from ublkd.targets.nbd.wire import ExportFlag
 
 OLD = Export(
@@ -195,65 +188,3 @@ def test_a_server_that_does_not_take_them_is_no_server(world: World, error: Exce
     assert len(world.replayed) == 3
     assert world.servers.closed() == [True] * 6 + [False] * 2
     assert links.did.count("attach 0") == 2
-
-
-# --- at the beginning -------------------------------------------------------
-
-
-@pytest.fixture
-def patience() -> list[float]:
-    """Seconds that each connection had to be made in; it took 2."""
-    return []
-
-
-@pytest.fixture
-def adding(
-    monkeypatch: pytest.MonkeyPatch, patience: list[float], nothing_left: None
-) -> Iterator[Adding]:
-    ends: list[socket.socket] = []
-    clock = Clock()
-    monkeypatch.setattr(stream, "time", clock)
-
-    def add(*exports: Export) -> NbdTarget:
-        left = list(exports)
-
-        def connect(_: object, seconds: float, **__: object) -> Connection:
-            patience.append(seconds)
-            clock.now += 2
-            ours, theirs = socket.socketpair()
-            ends.append(theirs)
-            return Connection(ours, left.pop(0))
-
-        monkeypatch.setattr(target, "connect", connect)
-        monkeypatch.setattr(os, "cpu_count", lambda: 8)
-        options = {option.key: option.default for option in NbdTarget.options}
-        options |= {"uri": "nbd://127.0.0.1/", "connections": len(exports), "open_timeout": 5.0}
-        return NbdTarget.from_options(options)
-
-    yield add
-    for end in ends:
-        assert end.recv(1) == b""
-        end.close()
-
-
-Adding = Callable[..., NbdTarget]
-
-
-def test_connections_to_one_export_are_a_disk(adding: Adding, patience: list[float]) -> None:
-    made = adding(OLD, OLD, OLD)
-    assert made.params.queues == 3
-    assert patience == [5.0, 3.0, 1.0]
-    made.close()
-
-
-@pytest.mark.parametrize("name", [name for name in WORSE if name != "one connection"])
-@pytest.mark.parametrize("which", [1, 2])
-def test_connections_that_lead_to_different_exports_are_refused(
-    adding: Adding, name: str, which: int
-) -> None:
-    """One name for several machines, say. No socket is left behind."""
-    exports = [OLD] * 3
-    exports[which] = WORSE[name][0]
-    with pytest.raises(UblkdError, match="its connections lead to two exports: it ") as caught:
-        adding(*exports)
-    assert caught.value.message.startswith("nbd://127.0.0.1: ")

@@ -305,6 +305,7 @@ def test_a_restart_keeps_the_data_and_a_power_failure_only_what_was_flushed(
         (READ, 1 << 20, 512, 0, "bounds"),
         (READ, 0, 512, FUA, "flags"),
         (WRITE, 0, 64 << 10, 0, "too long"),
+        (WRITE_ZEROES, 0, 64 << 10, 0, "too long"),
         (WRITE, 0, 512, 2, "flags"),
         (TRIM, 0, 512, 0, "unadvertised"),
         (5, 0, 512, 0, "unknown"),
