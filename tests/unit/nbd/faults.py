@@ -56,7 +56,8 @@ class Fault:
     - ``error``: the reply has ``error``; ``farewell``: ESHUTDOWN, and then the end
     - ``early``: the reply is sent before a WRITE's payload is read
 
-    Places: ``greeting``, ``request`` (its header), ``payload``, ``apply``, ``reply`` and ``data``.
+    Places: ``greeting`` (all before the first request), ``request`` (its header), ``payload``,
+    ``apply``, ``reply`` and ``data``.
     """
 
     what: str

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable
@@ -37,13 +38,17 @@ class Misbehaving:
         *faults: Fault,
         offer: Offer | None = None,
         shuffle: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """``place`` is a local socket's path, or a port of 127.0.0.1. ``shuffle``: answers come in
-        any order.
+        any order. ``tls`` is for whoever asks for it.
         """
         self.place = place
         self.offer = offer or Offer()
         self.shuffle = shuffle
+        self.tls = tls
+        self.greeted = 0
+        """Bytes that it has sent before the first request, the last time."""
         self.data = bytearray(self.offer.size)
         self.stable = bytearray(self.offer.size)
         """What a power failure leaves of it."""
@@ -128,11 +133,11 @@ class Misbehaving:
         if kind is None:
             assert not self.complaints, self.complaints
 
-    def uri(self) -> str:
-        """Where it is."""
+    def uri(self, query: str = "") -> str:
+        """Where it is; ``query`` begins with a ``?``."""
         if isinstance(self.place, Path):
             return f"nbd+unix:///?socket={self.place}"
-        return f"nbd://127.0.0.1:{self.place}"
+        return f"nbd{'s' if self.tls else ''}://127.0.0.1:{self.place}{query}"
 
     # --- what its clients did ---------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tests.unit.nbd.faults import DISC, ESHUTDOWN, REPLY, REQUEST, WRITE, Fault, Request, complaint
+from tests.unit.nbd.wires import Wire
 
 if TYPE_CHECKING:
     from tests.unit.nbd.misbehaving import Misbehaving
@@ -30,6 +31,8 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server = server
         self._sock = sock
+        self._wire = Wire(sock, self._send)
+        self._said = 0
         self._number = number
         self._in_flight: set[int] = set()
         self._answered: list[int] = []
@@ -52,8 +55,7 @@ class Connection:
         for part in self._parts(length, place):
             wanted = len(data) + part
             while len(data) < wanted:
-                how = socket.MSG_PEEK | socket.MSG_WAITALL if peek else 0
-                more = self._sock.recv(wanted - len(data), how)
+                more = self._wire.recv(wanted - len(data), peek=peek)
                 if not more or (peek and len(more) < length):
                     raise Ended
                 data += more
@@ -62,16 +64,27 @@ class Connection:
     def _give(self, data: bytes, place: str = "") -> None:
         start = 0
         for part in self._parts(len(data), place):
-            self._sock.sendall(data[start : start + part])
+            self._wire.send(data[start : start + part])
+            start += part
+
+    def _send(self, raw: bytes) -> None:
+        """Of a greeting every byte counts, that of TLS as well."""
+        start = 0
+        for part in self._parts(len(raw), "greeting"):
+            self._sock.sendall(raw[start : start + part])
+            self._said += part
             start += part
 
     def _parts(self, length: int, place: str) -> Iterator[int]:
         """The lengths to move at once; what goes wrong happens between them."""
         fault = self._fault if place and self._fault and self._fault.place == place else None
-        if fault is None:
+        at = fault.at if fault else 0
+        if place == "greeting":  # it is said in several parts
+            at = max(0, at - self._said)
+        if fault is None or (place == "greeting" and at > length):
             yield length
             return
-        first = min(fault.at, length)
+        first = min(at, length)
         yield first
         if fault.what == "trickle":
             yield from [1] * (length - first)
@@ -92,7 +105,7 @@ class Connection:
 
     def _negotiate(self) -> None:
         offer = self._server.offer
-        self._give(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3), "greeting")
+        self._give(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
         self._take(4)
         while True:
             option, length = struct.unpack(">8xII", self._take(16))
@@ -103,7 +116,11 @@ class Connection:
                 for kind, data in ((3, export), (3, sizes), (1, b"")):
                     self._reply_to_option(option, kind, data)
                 if option == 7:
+                    self._server.greeted = self._said
                     return
+            elif option == 5 and self._server.tls:
+                self._reply_to_option(option, 1)
+                self._wire.start_tls(self._server.tls)
             elif option == 3:  # LIST
                 self._reply_to_option(option, 2, bytes(4))
                 self._reply_to_option(option, 1)
