@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from .core import Core
 from .driver import Driver, DriverMaker
 from .files import FileMaker, open_fds
 from .nbd_disk import DiskMaker, NbdDisk
+
+# As in tests/unit: the folder ublkd/ must not hide the installed package.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT)]
 
 
 @pytest.fixture(scope="session")

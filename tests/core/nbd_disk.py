@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core import Core
 from .driver import Driver
 from .nbd_server import Server, Store
 from .peer import Pair, unix_pair
 from .world import QID, WAYS, Way, position
+
+if TYPE_CHECKING:
+    from ublkd.targets.nbd.keeper import Keeper
 
 DEPTH, MAX_IO, GATHERED = 4, 64 << 10, 16 << 10
 PATIENCE = 10.0
@@ -73,6 +76,8 @@ class NbdDisk:
     """The file of it, if it has one; without one given it is made here."""
     beside: NbdDisk | None = None
     """Another link of the same disk; it ends later."""
+    keeper: Keeper | None = None
+    """Whose links they are, if not made here."""
     servers: list[Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,7 +93,9 @@ class NbdDisk:
         self._open = True
         self._dev = os.memfd_create("ublkc")
         self._undo.callback(os.close, self._dev)
-        if self.beside:
+        if self.keeper:
+            self._begin_kept(self.keeper)
+        elif self.beside:
             self._begin_beside(self.beside)
         else:
             self._begin_links(ffi)
@@ -113,6 +120,11 @@ class NbdDisk:
     def _begin_beside(self, other: NbdDisk) -> None:
         self.links, self.lost, self._map = other.links, other.lost, other._map
         self.journal, self.journal_bytes = other.journal, other.journal_bytes
+
+    def _begin_kept(self, keeper: Keeper) -> None:
+        self.links, self.lost = keeper.links, -1
+        if keeper.journal:
+            self.journal, self.journal_bytes = keeper.journal.fd, keeper.journal.bytes
 
     def _begin_links(self, ffi: Any) -> None:
         self.lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
