@@ -25,9 +25,14 @@ class UblkdError(Exception):
 
 
 class UsageError(UblkdError):
-    """What was asked makes no sense, whatever the machine."""
+    """What was asked makes no sense, whatever the machine. Wherever the password of a URI may have
+    been put, the message leaves it out.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(redacted(message), hint=hint)
 
 
 class NotPossibleError(UblkdError):

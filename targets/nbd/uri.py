@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -226,21 +227,29 @@ def _parameters(query: str) -> dict[str, str]:
 
     Nor is any name before an ``@``: a sloppy password may have begun in front of the ``?``.
     """
-    known = f"known are {', '.join(PARAMETERS)}"
     found: dict[str, str] = {}
     for part in query.split("&") if query else []:
         name, equals, value = part.partition("=")
         if name == "tls-psk-file":
             raise _Wrong("pre-shared keys are not possible", hint="TLS takes certificates only")
         if name not in PARAMETERS:
-            named = "" if "@" in query else f" {printable(name[:64])!r}"
-            raise _Wrong(f"unknown parameter{named}", hint=known)
+            raise _unknown(None if "@" in query else name)
         if not equals or not value:
             raise _Wrong(f"its {name} is empty", hint=f"{name}=VALUE")
         if name in found:
             raise _Wrong(f"it has more than one {name}", hint="one is enough")
         found[name] = _text(value, name)
     return found
+
+
+def _unknown(name: str | None) -> _Wrong:
+    """None: one that is not shown."""
+    known = f"known are {', '.join(PARAMETERS)}"
+    if name is None:
+        return _Wrong("unknown parameter", hint=known)
+    near = get_close_matches(name, PARAMETERS, 1)
+    return _Wrong(f"unknown parameter {printable(name[:64])!r}",
+                  hint=f"did you mean {near[0]}? {known}" if near else known)  # fmt: skip
 
 
 def _with_tls(uri: Uri, given: Mapping[str, str]) -> Uri:

@@ -14,14 +14,14 @@ import click
 from ublkd.cli import add, verbs  # noqa: F401 - they join the group
 from ublkd.cli.common import cli
 from ublkd.cli.output import complain, unheard
-from ublkd.errors import UblkdError, UsageError, internal, redacted, valid_text
+from ublkd.errors import UblkdError, UsageError, internal, valid_text
 
 OUTPUT_LOST = (errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE)
 
 
 def _usage(error: click.UsageError) -> UblkdError:
     command = error.ctx.command_path if error.ctx else "ublkd"
-    text = redacted(valid_text(error.format_message())).rstrip(".")
+    text = valid_text(error.format_message()).rstrip(".")
     return UsageError(text[:1].lower() + text[1:], hint=f"see '{command} --help'")
 
 

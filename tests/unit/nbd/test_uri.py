@@ -190,6 +190,17 @@ def test_the_known_parameters_are_named_and_the_value_of_an_unknown_one_is_not()
     assert "secret" not in told
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("sockt", "socket"), ("tls-hostnam", "tls-hostname"), ("tls_type", "tls-type"),
+     ("tls-verify", "tls-verify-peer"), ("tls-certificate", "tls-certificates")],
+)  # fmt: skip
+def test_an_unknown_parameter_is_answered_with_the_nearest_one(wrong: str, right: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(f"nbds://h?{wrong}=1")
+    assert caught.value.hint.startswith(f"did you mean {right}? known are socket, ")
+
+
 # --- properties -----------------------------------------------------------------------------
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)

@@ -150,12 +150,24 @@ def test_wrong_words_are_one_line_that_names_them(words: list[str | bytes], name
     assert named in ran.stderr.splitlines()[0]
 
 
+ADD = ["add", "--target", "nbd"]
+
+
 @pytest.mark.parametrize(
     "words",
     [["nbd", "list", "nbd://me:ŁŁsecret@h/x"], ["nbd", "info", "nbd:me:ŁŁsecret@h"],
      ["nbd", "list", "nbd://h", "nbd://me:ŁŁsecret@h"], ["nbd", "nbd://me:ŁŁsecret@h"],
      ["nbd", "info", "nbd://h?password=ŁŁsecret"], ["nbd", "info", "--nbd://ŁŁsecret@h"],
-     ["nbds://ŁŁsecret@h"], ["nbd", "info", "nbds://h?tls-psk-file=ŁŁsecret"]],
+     ["nbds://ŁŁsecret@h"], ["nbd", "info", "nbds://h?tls-psk-file=ŁŁsecret"],
+     ["nbd", "info", "nbds://h?tls-type=ŁŁsecret"],
+     ["nbd", "info", "nbd://h", "--open-timeout", "nbd://me:ŁŁsecret@h"],
+     [*ADD, "--uri", "nbd://me:ŁŁsecret@h/x"], [*ADD, "--uri=nbd://h/x?password=ŁŁsecret"],
+     [*ADD, "nbd://me:ŁŁsecret@h/x"], [*ADD, "--nbd://me:ŁŁsecret@h/x"],
+     ["add", "--target", "nbd://me:ŁŁsecret@h/x"], ["add", "nbd://me:ŁŁsecret@h/x"],
+     [*ADD, "--uri", "nbd://h", "--name", "nbd://me:ŁŁsecret@h/x"],
+     [*ADD, "--uri", "nbd://h", "--connections", "nbd://me:ŁŁsecret@h/x"],
+     [*ADD, "--uri", "nbd://h", "--after-reconnect", "nbd://me:ŁŁsecret@h/x"],
+     [*ADD, "--uri", "nbd://h", "--lease", "nbd://me:ŁŁsecret@h/x"]],
 )  # fmt: skip
 def test_no_secret_is_shown(words: list[str]) -> None:
     ran = ublkd(*words)
