@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,6 +16,7 @@ from ublkd.errors import UblkdError
 from ublkd.target import Params
 from ublkd.targets.nbd import stream, target
 from ublkd.targets.nbd.connect import Connection
+from ublkd.targets.nbd.dial import Address
 from ublkd.targets.nbd.export import BlockSizes, Export
 from ublkd.targets.nbd.target import NbdTarget
 from ublkd.targets.nbd.wire import ExportFlag
@@ -22,15 +24,23 @@ from ublkd.targets.nbd.wire import ExportFlag
 KIB, MIB = 1 << 10, 1 << 20
 
 
+@dataclass(frozen=True)
+class Dialled:
+    """A connection that was made; it took 2 seconds."""
+
+    seconds: float
+    """That it had to be made in."""
+    where: list[str]
+
+
 @pytest.fixture
-def patience() -> list[float]:
-    """Seconds that each connection had to be made in; it took 2."""
+def dialled() -> list[Dialled]:
     return []
 
 
 @pytest.fixture
 def adding(
-    monkeypatch: pytest.MonkeyPatch, patience: list[float], nothing_left: None
+    monkeypatch: pytest.MonkeyPatch, dialled: list[Dialled], nothing_left: None
 ) -> Iterator[Adding]:
     ends: list[socket.socket] = []
     clock = Clock()
@@ -39,8 +49,10 @@ def adding(
     def add(*exports: Export, **options: object) -> NbdTarget:
         left = list(exports)
 
-        def connect(_: object, seconds: float, **__: object) -> Connection:
-            patience.append(seconds)
+        def connect(
+            _: object, seconds: float, *, addresses: Sequence[Address], **__: object
+        ) -> Connection:
+            dialled.append(Dialled(seconds, [address.shown for address in addresses]))
             clock.now += 2
             ours, theirs = socket.socketpair()
             ends.append(theirs)
@@ -166,13 +178,44 @@ def test_what_is_left_out_is_said(adding: Adding) -> None:
     )
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_how_it_travels_is_said(adding: Adding, verify: bool) -> None:
+    plain = adding(exported())
+    secret = adding(exported(), uri=f"nbds://127.0.0.1/?tls-verify-peer={int(verify)}")
+    for made in (plain, secret):
+        made.close()
+    assert plain.describe()["tls"] == "none"
+    assert "with the lent pages" in str(plain.describe()["payloads"])
+    assert secret.describe()["tls"] == ("verified" if verify else "not verified")
+    assert "in TLS nothing can go from the pages" in str(secret.describe()["payloads"])
+
+
+def test_a_name_is_looked_up_once_and_for_all(
+    adding: Adding, dialled: list[Dialled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later the resolver's files may be on the disk itself."""
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, *_: object, flags: int = 0, **__: object) -> object:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "a name")
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    made = adding(exported(), exported(), exported(), uri="nbd://db")
+    assert asked == ["db"]
+    assert [dial.where for dial in dialled] == [["192.0.2.1"]] * 3
+    made.close()
+
+
 # --- several connections --------------------------------------------------------------------
 
 
-def test_connections_to_one_export_are_a_disk(adding: Adding, patience: list[float]) -> None:
+def test_connections_to_one_export_are_a_disk(adding: Adding, dialled: list[Dialled]) -> None:
     made = adding(OLD, OLD, OLD)
     assert made.params.queues == 3
-    assert patience == [5.0, 3.0, 1.0]
+    assert [dial.seconds for dial in dialled] == [5.0, 3.0, 1.0]
     made.close()
 
 
