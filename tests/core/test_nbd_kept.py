@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.nbd.certificates import authority, certificate
+from tests.unit.nbd.certificates import authority, certificate, serves
 from tests.unit.nbd.faults import REPLY, Fault
 from tests.unit.nbd.misbehaving import Misbehaving
 
@@ -66,11 +66,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             yield server, ""
         return
     folder = request.getfixturevalue("pki")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
-    if request.param == "TLS 1.2":
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with Misbehaving(tls=context) as server:
+    newest = getattr(ssl.TLSVersion, request.param.replace("TLS 1.", "TLSv1_"))
+    with Misbehaving(tls=serves(folder, newest=newest)) as server:
         yield server, f"?tls-certificates={folder}"
 
 

@@ -122,15 +122,21 @@ def test_a_break_without_a_connection_is_no_loss(new_disk: DiskMaker) -> None:
     check_served(disk, disk.attach(Store(CONTENT)))
 
 
-@pytest.mark.parametrize("connected", [False, True])
-def test_a_break_also_gives_up_what_has_not_begun(new_disk: DiskMaker, connected: bool) -> None:
-    disk = new_disk()
+def not_begun(disk: NbdDisk, connected: bool) -> Server:
+    """A connection that waits behind another, or has not been looked at yet."""
     if connected:
         disk.attach(Store(CONTENT))
         disk.until_connected()
     waiting = disk.attach(Store(CONTENT))
     if connected:
         disk.settle()
+    return waiting
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_break_also_gives_up_what_has_not_begun(new_disk: DiskMaker, connected: bool) -> None:
+    disk = new_disk()
+    waiting = not_begun(disk, connected)
     disk.break_off()
     disk.settle()
     disk.until_ended(waiting)
@@ -218,12 +224,7 @@ def test_what_has_not_begun_is_given_up_for_it_as_well(
 ) -> None:
     """Else a disk that shall end would have a connection again, and requests that wait on it."""
     disk = new_disk()
-    if connected:
-        disk.attach(Store(CONTENT))
-        disk.until_connected()
-    waiting = disk.attach(Store(CONTENT))
-    if connected:
-        disk.settle()
+    waiting = not_begun(disk, connected)
     disk.begin(0, READ, 0, SIZE)
     disk.fail()
     disk.until_committed(0)

@@ -1,8 +1,11 @@
-"""Certificates for tests: an authority, and what it signs and revokes."""
+"""Certificates for tests: an authority, what it signs and revokes, and who uses them."""
 
 from __future__ import annotations
 
+import shutil
+import ssl
 import subprocess
+import tempfile
 from pathlib import Path
 
 
@@ -27,6 +30,24 @@ def certificate(folder: Path, name: str, subject: str = "", days: int = 2, ca: s
     openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}-cert.pem", "-CAkey",
              f"{ca}-key.pem", "-days", str(days), "-copy_extensions", "copy",
              "-out", f"{name}-cert.pem", cwd=folder)  # fmt: skip
+
+
+def serves(
+    pki: Path, name: str = "server", *, newest: int = ssl.TLSVersion.TLSv1_3
+) -> ssl.SSLContext:
+    """A server's context with one of the certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki / f"{name}-cert.pem", pki / f"{name}-key.pem")
+    context.maximum_version = ssl.TLSVersion(newest)
+    return context
+
+
+def copied(pki: Path, where: Path, **names: str) -> Path:
+    """A new folder for --tls-certificates: client_key="locked-key" is the file of that name."""
+    made = Path(tempfile.mkdtemp(dir=where))
+    for name, source in names.items():
+        shutil.copy(pki / f"{source}.pem", made / f"{name.replace('_', '-')}.pem")
+    return made
 
 
 def revoke(folder: Path, name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 REQUEST = struct.Struct(">IHHQQI")  # magic, flags, command, cookie, offset, length
 REPLY = struct.Struct(">IIQ")  # magic, error, cookie
+REQUEST_MAGIC, REPLY_MAGIC = 0x25609513, 0x67446698
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES = range(7)
 FUA, NO_HOLE, FAST_ZERO = 1, 2, 16
 EIO, EINVAL, ENOSPC, ESHUTDOWN = 5, 22, 28, 108
@@ -84,7 +85,7 @@ def complaint(offer: Offer, magic: int, request: Request, in_flight: Set[int]) -
     """What a client may not do."""
     command, end = request.command, request.offset + request.length
     wrong = {
-        "magic": magic != 0x25609513,
+        "magic": magic != REQUEST_MAGIC,
         "unadvertised": offer.flags & NEEDS.get(command, 0) != NEEDS.get(command, 0),
         "unknown": command not in (READ, WRITE, DISC, FLUSH, TRIM, WRITE_ZEROES),
         "flags": request.flags & ~MAY_CARRY.get(command, 0),

@@ -9,7 +9,17 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tests.unit.nbd.faults import DISC, ESHUTDOWN, REPLY, REQUEST, WRITE, Fault, Request, complaint
+from tests.unit.nbd.faults import (
+    DISC,
+    ESHUTDOWN,
+    REPLY,
+    REPLY_MAGIC,
+    REQUEST,
+    WRITE,
+    Fault,
+    Request,
+    complaint,
+)
 from tests.unit.nbd.wires import Wire
 
 if TYPE_CHECKING:
@@ -150,7 +160,7 @@ class Connection:
         self._in_flight.add(request.cookie)
         what = fault.what if fault else ""
         if what == "early":
-            self._give(REPLY.pack(0x67446698, 0, request.cookie))
+            self._give(REPLY.pack(REPLY_MAGIC, 0, request.cookie))
         payload = self._take(request.length, "payload") if request.command == WRITE else b""
         self._take(0, "apply")
         if fault and what in ("error", "farewell"):
@@ -169,7 +179,7 @@ class Connection:
 
     def _answer(self, request: Request, fault: Fault | None, error: int, data: bytes) -> None:
         self._fault = fault
-        what, cookie, magic = fault.what if fault else "", request.cookie, 0x67446698
+        what, cookie, magic = fault.what if fault else "", request.cookie, REPLY_MAGIC
         self._in_flight.discard(cookie)
         if what in ("silent", "early"):
             return

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.nbd.certificates import serves
 from ublkd.targets.nbd.relay import Relay
 
 NEWEST = pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -31,9 +32,7 @@ def tls_pair(
     pki: Path, newest: int = ssl.TLSVersion.TLSv1_3
 ) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
     """The client's end, which does not block, and the server's."""
-    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    served.load_cert_chain(pki / "server-cert.pem", pki / "server-key.pem")
-    served.maximum_version = ssl.TLSVersion(newest)
+    served = serves(pki, newest=newest)
     trusting = ssl.create_default_context(cafile=str(pki / "ca-cert.pem"))
     ours, theirs = tcp_pair()
     theirs.settimeout(WAIT)

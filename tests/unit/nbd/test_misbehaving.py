@@ -25,7 +25,9 @@ from tests.unit.nbd.faults import (
     READ,
     READ_ONLY,
     REPLY,
+    REPLY_MAGIC,
     REQUEST,
+    REQUEST_MAGIC,
     TRIM,
     WRITE,
     WRITE_ZEROES,
@@ -53,7 +55,7 @@ class Client:
 
     def ask(self, command: int, cookie: int, at: int = 0, length: int = 0, flags: int = 0) -> None:
         data = (PAGE * (length // len(PAGE) + 1))[:length] if command == WRITE else b""
-        self.sock.sendall(REQUEST.pack(0x25609513, flags, command, cookie, at, length) + data)
+        self.sock.sendall(REQUEST.pack(REQUEST_MAGIC, flags, command, cookie, at, length) + data)
 
     def hear(self, length: int = REPLY.size) -> bytes:
         """Fewer at the end."""
@@ -68,7 +70,7 @@ class Client:
     def answer(self) -> tuple[int, int]:
         """Error and cookie."""
         magic, error, cookie = REPLY.unpack(self.hear())
-        assert magic == 0x67446698
+        assert magic == REPLY_MAGIC
         return error, cookie
 
     def quiet(self) -> bool:
@@ -225,13 +227,12 @@ def test_lies(place: Path | int) -> None:
             many = {"twice": 2, "unasked": 2, "silent": 0}.get(lie, 1)
             heard[lie] = [REPLY.unpack(c.hear()) for _ in range(many)]
         assert c.quiet()
-    good = 0x67446698
-    assert heard["magic"][0][0] != good
+    assert heard["magic"][0][0] != REPLY_MAGIC
     assert heard["cookie"][0][2] not in range(200)
-    assert heard["old"] == [(good, 0, 100)]
-    assert heard["twice"] == [(good, 0, 3)] * 2
+    assert heard["old"] == [(REPLY_MAGIC, 0, 100)]
+    assert heard["twice"] == [(REPLY_MAGIC, 0, 3)] * 2
     assert heard["unasked"][0][2] not in range(200)
-    assert heard["unasked"][1] == (good, 0, 4)
+    assert heard["unasked"][1] == (REPLY_MAGIC, 0, 4)
 
 
 def test_a_cookie_of_another_connection(place: Path | int) -> None:
@@ -246,7 +247,7 @@ def test_a_cookie_of_another_connection(place: Path | int) -> None:
 
 def test_an_answer_before_the_payload(place: Path | int) -> None:
     with Misbehaving(place, Fault("early", command=WRITE)) as server, client(server) as c:
-        c.sock.sendall(REQUEST.pack(0x25609513, 0, WRITE, 9, 0, 512))
+        c.sock.sendall(REQUEST.pack(REQUEST_MAGIC, 0, WRITE, 9, 0, 512))
         assert c.answer() == (0, 9)
         c.sock.sendall(PAGE[:512])
         c.ask(READ, 1, 0, 512)
@@ -264,7 +265,7 @@ def test_a_farewell(place: Path | int) -> None:
 def test_answers_in_any_order(place: Path | int) -> None:
     with Misbehaving(place, shuffle=True) as server, client(server) as c:
         c.sock.sendall(b"".join(
-            REQUEST.pack(0x25609513, 0, READ, cookie, 512 * cookie, 512) for cookie in range(16)
+            REQUEST.pack(REQUEST_MAGIC, 0, READ, cookie, 512 * cookie, 512) for cookie in range(16)
         ))  # fmt: skip
         order = [(c.answer()[1], c.hear(512))[0] for _ in range(16)]
     assert sorted(order) == list(range(16))
@@ -333,7 +334,7 @@ def test_a_cookie_in_flight_and_a_write_to_what_cannot_be_written(tmp_path: Path
         Misbehaving(tmp_path / "sock", offer=offer, shuffle=True) as server,
         client(server) as c,
     ):
-        c.sock.sendall(REQUEST.pack(0x25609513, 0, READ, 7, 0, 512) * 2)
+        c.sock.sendall(REQUEST.pack(REQUEST_MAGIC, 0, READ, 7, 0, 512) * 2)
         c.ask(WRITE, 8, 0, 512)
         server.wait_for(lambda: len(server.requests) == 3)
 
@@ -366,7 +367,7 @@ def test_as_a_process_it_is_told_by_lines(tmp_path: Path) -> None:
         made = connect.connect(parse(uri))
         with made.socket as sock:
             sock.settimeout(WAIT)
-            sock.send(REQUEST.pack(0x25609513, 0, READ, 5, 0, 512))
+            sock.send(REQUEST.pack(REQUEST_MAGIC, 0, READ, 5, 0, 512))
             assert REPLY.unpack(sock.recv(16, socket.MSG_WAITALL))[1:] == (ENOSPC, 5)
             assert tell("stop") == 1
             assert sock.recv(1) == b""

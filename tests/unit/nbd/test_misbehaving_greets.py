@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.nbd.faults import READ, REPLY, REQUEST, WRITE, Fault
+from tests.unit.nbd.certificates import serves
+from tests.unit.nbd.faults import READ, REPLY, REPLY_MAGIC, REQUEST, REQUEST_MAGIC, WRITE, Fault
 from tests.unit.nbd.misbehaving import Misbehaving
 from tests.unit.nbd.relays import NEWEST, exactly
 from tests.unit.nbd.streams import GO, HELLO, asking
-from tests.unit.nbd.test_tls import serves
 from ublkd.errors import UblkdError
 from ublkd.targets.nbd import connect
 from ublkd.targets.nbd.uri import parse
@@ -57,10 +57,10 @@ def test_in_tls_it_serves_as_well_and_is_cut_anywhere(pki: Path, newest: int) ->
         with connect.connect(uri).socket as sock:
             assert isinstance(sock, ssl.SSLSocket)
             sock.settimeout(WAIT)
-            sock.sendall(REQUEST.pack(0x25609513, 0, WRITE, 1, 0, 4096) + PAGE)
-            sock.sendall(REQUEST.pack(0x25609513, 0, READ, 2, 0, 4096))
+            sock.sendall(REQUEST.pack(REQUEST_MAGIC, 0, WRITE, 1, 0, 4096) + PAGE)
+            sock.sendall(REQUEST.pack(REQUEST_MAGIC, 0, READ, 2, 0, 4096))
             assert exactly(sock, 2 * REPLY.size + 4096) == (
-                REPLY.pack(0x67446698, 0, 1) + REPLY.pack(0x67446698, 0, 2) + PAGE
+                REPLY.pack(REPLY_MAGIC, 0, 1) + REPLY.pack(REPLY_MAGIC, 0, 2) + PAGE
             )
         assert server.greeted > 500
         for number, at in enumerate((0, 18, 38, 100, 500, server.greeted - 10), start=1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,14 +13,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.nbd.faults import (
+    FLUSH,
+    FUA,
+    NO_HOLE,
+    REPLY,
+    REPLY_MAGIC,
+    REQUEST,
+    REQUEST_MAGIC,
+    TRIM,
+    WRITE,
+    WRITE_ZEROES,
+)
 from ublkd.targets.nbd.export import Refusal
 from ublkd.targets.nbd.replay import MOST, MOST_BYTES, Write, replay
 from ublkd.targets.nbd.stream import Patience, Stopped, Stream
 
-REQUEST, REPLY = struct.Struct(">IHHQQI"), struct.Struct(">IIQ")
-REQUEST_MAGIC, REPLY_MAGIC = 0x25609513, 0x67446698
-WRITE, FLUSH, TRIM, ZEROES = 1, 3, 4, 6
-FUA, NO_HOLE = 1, 2
 PATIENCE = 30.0
 """Seconds: no wait here is meant to be this long."""
 SHORT = 0.05
@@ -125,9 +132,9 @@ SIZE = 64
 def a_write(draw: st.DrawFn) -> Write:
     offset = draw(st.integers(0, SIZE - 1))
     length = draw(st.integers(1, SIZE - offset))
-    command = draw(st.sampled_from([WRITE, WRITE, TRIM, ZEROES]))
+    command = draw(st.sampled_from([WRITE, WRITE, TRIM, WRITE_ZEROES]))
     data = bytes([draw(st.integers(1, 255))]) * length if command == WRITE else b""
-    flags = draw(st.sampled_from([0, FUA, NO_HOLE] if command == ZEROES else [0, FUA]))
+    flags = draw(st.sampled_from([0, FUA, NO_HOLE] if command == WRITE_ZEROES else [0, FUA]))
     return Write(command, flags, offset, length, data)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.helpers import is_one_line
+from tests.unit.nbd.certificates import copied
 from tests.unit.nbd.stock import Server, nbd_server, nbdkit, qemu_nbd
 from tests.unit.nbd.streams import DISC
 from ublkd.errors import UblkdError
@@ -164,15 +164,6 @@ def test_the_size_and_the_blocks_that_it_has_are_taken(tmp_path: Path) -> None:
 # --- TLS ------------------------------------------------------------------------------------
 
 
-def certificates(folder: Path, pki: Path, **names: str) -> Path:
-    """A folder in the form that all NBD tools share."""
-    made = folder / "-".join(names)
-    made.mkdir(exist_ok=True)
-    for name, source in names.items():
-        shutil.copy(pki / f"{source}.pem", made / f"{name.replace('_', '-')}.pem")
-    return made
-
-
 def tls_nbdkit(folder: Path, pki: Path, image: Path, verify: bool) -> Server:
     words = [f"--tls-certificates={pki}", "--tls=require"]
     return nbdkit(folder, *words, *["--tls-verify-peer"] * verify, "file", str(image), tcp=True)
@@ -192,9 +183,9 @@ Tls = Callable[[Path, Path, Path, bool], Server]
 def test_tls_with_a_server_of_others(
     tmp_path: Path, pki: Path, image: Path, server: Tls, verify: bool
 ) -> None:
-    ca = certificates(tmp_path, pki, ca_cert="ca-cert")
-    ours = certificates(
-        tmp_path, pki, ca_cert="ca-cert", client_cert="client-cert", client_key="client-key"
+    ca = copied(pki, tmp_path, ca_cert="ca-cert")
+    ours = copied(
+        pki, tmp_path, ca_cert="ca-cert", client_cert="client-cert", client_key="client-key"
     )
     with server(tmp_path, pki, image, verify) as place:
         uri = place.uri(tls=True, query=f"tls-certificates={ours}")
@@ -219,8 +210,8 @@ def test_tls_with_nbd_server(tmp_path: Path, pki: Path, image: Path) -> None:
         f"certfile = {pki}/server-cert.pem\nkeyfile = {pki}/server-key.pem\n"
         f"cacertfile = {pki}/ca-cert.pem\nforce_tls = true\n"
     )
-    ours = certificates(
-        tmp_path, pki, ca_cert="ca-cert", client_cert="client-cert", client_key="client-key"
+    ours = copied(
+        pki, tmp_path, ca_cert="ca-cert", client_cert="client-cert", client_key="client-key"
     )
     with nbd_server(tmp_path, f"[x]\nexportname = {image}\n", generic, tcp=True) as place:
         assert served(place.uri("x", tls=True, query=f"tls-certificates={ours}")).size == 10 * MIB

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.helpers import is_one_line
+from tests.unit.nbd.certificates import copied, serves
 from tests.unit.nbd.scripted import Peer, Script, Scripted, in_tls, says
 from tests.unit.nbd.streams import (
     ABORT,
@@ -37,23 +37,6 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 READY = greeting() + reply(STARTTLS, ACK)
 INSIDE = export_info() + reply(GO, ACK)
 SOON = 0.3
-
-
-def serves(pki: Path, name: str, *, newest: int = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
-    """A server's context with one of the certificates."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pki / f"{name}-cert.pem", pki / f"{name}-key.pem")
-    context.maximum_version = ssl.TLSVersion(newest)
-    return context
-
-
-def folder(tmp_path: Path, pki: Path, **names: str) -> Path:
-    """A folder for --tls-certificates: client_key="locked-key" is the file of that name."""
-    made = tmp_path / "certificates"
-    made.mkdir()
-    for name, source in names.items():
-        shutil.copy(pki / f"{source}.pem", made / f"{name.replace('_', '-')}.pem")
-    return made
 
 
 def uri_of(server: Scripted, certificates: Path | None = None, query: str = "") -> Uri:
@@ -84,7 +67,7 @@ def refusal(
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_all_but_starttls_goes_through_tls(tmp_path: Path, pki: Path, newest: int) -> None:
-    certificates = folder(tmp_path, pki, ca_cert="ca-cert")
+    certificates = copied(pki, tmp_path, ca_cert="ca-cert")
     script = in_tls(serves(pki, "server", newest=newest), INSIDE, READY)
     with Scripted(script) as server:
         made = connect.connect(uri_of(server, certificates))
@@ -102,13 +85,13 @@ def test_a_server_that_wants_our_certificate_gets_it(tmp_path: Path, pki: Path) 
     context.load_verify_locations(pki / "ca-cert.pem")
     ours = {"ca_cert": "ca-cert", "client_cert": "client-cert", "client_key": "client-key"}
     with Scripted(in_tls(context, INSIDE, READY)) as server:
-        connect.connect(uri_of(server, folder(tmp_path, pki, **ours))).socket.close()
+        connect.connect(uri_of(server, copied(pki, tmp_path, **ours))).socket.close()
 
 
 def test_by_a_local_socket_the_authority_counts_and_a_name_only_if_it_is_given(
     tmp_path: Path, pki: Path
 ) -> None:
-    certificates = folder(tmp_path, pki, ca_cert="ca-cert")
+    certificates = copied(pki, tmp_path, ca_cert="ca-cert")
     script = in_tls(serves(pki, "elsewhere"), INSIDE, READY)
     with Scripted(script, tmp_path) as server:
         connect.connect(uri_of(server, certificates)).socket.close()
@@ -139,7 +122,7 @@ def test_without_verification_any_certificate_will_do(pki: Path, name: str) -> N
 def test_a_wrong_certificate_is_told(
     tmp_path: Path, pki: Path, name: str, query: str, told: str
 ) -> None:
-    certificates = folder(tmp_path, pki, ca_cert="ca-cert")
+    certificates = copied(pki, tmp_path, ca_cert="ca-cert")
     assert told in refusal(in_tls(serves(pki, name), INSIDE, READY), certificates, query).message
 
 
@@ -150,7 +133,7 @@ def test_by_default_the_authorities_of_the_system_are_trusted_and_ours_is_none(p
 
 
 def test_a_revoked_certificate_is_told(tmp_path: Path, pki: Path) -> None:
-    certificates = folder(tmp_path, pki, ca_cert="ca-cert", ca_crl="ca-crl")
+    certificates = copied(pki, tmp_path, ca_cert="ca-cert", ca_crl="ca-crl")
     script = in_tls(serves(pki, "revoked"), INSIDE, READY)
     assert "the server's certificate has been revoked" in refusal(script, certificates).message
     with Scripted(in_tls(serves(pki, "server"), INSIDE, READY)) as server:
@@ -168,7 +151,7 @@ def test_our_own_certificate_is_missed_or_refused(
     names = {"ca_cert": "ca-cert"}
     if name:
         names |= {"client_cert": f"{name}-cert", "client_key": f"{name}-key"}
-    error = refusal(in_tls(context, b"", READY), folder(tmp_path, pki, **names))
+    error = refusal(in_tls(context, b"", READY), copied(pki, tmp_path, **names))
     assert "certificate" in error.message or "closed the connection in the TLS" in error.message
     assert "client-cert.pem" in error.hint
 
@@ -245,7 +228,7 @@ def test_a_server_that_hangs_up_inside_tls_is_told(tmp_path: Path, pki: Path) ->
         peer.send(export_info())
         peer.recv(4 + 16)
 
-    error = refusal(script, folder(tmp_path, pki, ca_cert="ca-cert"))
+    error = refusal(script, copied(pki, tmp_path, ca_cert="ca-cert"))
     assert "before it had sent an answer about the export" in error.message
 
 
@@ -274,7 +257,7 @@ def test_a_server_that_hangs_up_inside_tls_is_told(tmp_path: Path, pki: Path) ->
 def test_a_folder_that_does_not_hold_it_is_told_before_anybody_is_called(
     tmp_path: Path, pki: Path, names: dict[str, str], told: str
 ) -> None:
-    made = folder(tmp_path, pki, **names)
+    made = copied(pki, tmp_path, **names)
     with pytest.raises(UblkdError, match=told) as caught:
         connect.connect(parse(f"nbds://h?tls-certificates={made}"), addresses=())
     assert is_one_line(caught.value.message)

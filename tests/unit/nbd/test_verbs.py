@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.helpers import assert_one_line_and_hint, ublkd
+from tests.unit.nbd.certificates import copied, serves
 from tests.unit.nbd.scripted import Scripted, in_tls, says
 from tests.unit.nbd.streams import (
     ACK,
@@ -23,7 +24,6 @@ from tests.unit.nbd.streams import (
     sizes_info,
     text_info,
 )  # fmt: skip
-from tests.unit.nbd.test_tls import folder, serves
 
 LISTED = listing(offer(b""), offer(b"a\nb", b"\x1b[2J"), offer(b"\xff c", "ü".encode()))
 LOOKED_AT = b"".join(
@@ -93,7 +93,7 @@ def test_info_by_tls_says_how_far_it_can_be_trusted(
     ready = greeting() + reply(STARTTLS, ACK)
     inside = export_info(option=INFO) + reply(INFO, ACK)
     with Scripted(in_tls(serves(pki, "server"), inside, ready)) as server:
-        certificates = folder(tmp_path, pki, ca_cert="ca-cert")
+        certificates = copied(pki, tmp_path, ca_cert="ca-cert")
         words = ["--tls-certificates", str(certificates)] if verify else []
         query = "" if verify else "tls-verify-peer=0"
         ran = ublkd("nbd", "info", server.uri(scheme="nbds", query=query), *words, "--json")
@@ -105,10 +105,10 @@ def test_info_by_tls_says_how_far_it_can_be_trusted(
 
 def test_a_relative_folder_and_a_relative_socket(tmp_path: Path, pki: Path) -> None:
     ready = greeting() + reply(STARTTLS, ACK)
-    folder(tmp_path, pki, ca_cert="ca-cert")
+    certificates = copied(pki, tmp_path, ca_cert="ca-cert").name
     with Scripted(in_tls(serves(pki, "server"), LISTED[18:], ready), tmp_path):
         uri = "nbds+unix:///?socket=nbd.sock"
-        ran = ublkd("nbd", "list", uri, "--tls-certificates", "certificates", cwd=tmp_path)
+        ran = ublkd("nbd", "list", uri, "--tls-certificates", certificates, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
