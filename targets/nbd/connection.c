@@ -16,11 +16,19 @@
 #include "own.h"
 #include "stats.h"
 
-static void tell_state(struct link *l, enum nbd_state state)
+/* The lock is held. */
+static void set_state(struct link *l, enum nbd_state state)
 {
 	l->state = state;
-	pthread_mutex_lock(&l->disk->lock);
 	l->told.state = state;
+	if (l->own)
+		own_stats(l->own)->without_connection = state != NBD_CONNECTED;
+}
+
+static void tell_state(struct link *l, enum nbd_state state)
+{
+	pthread_mutex_lock(&l->disk->lock);
+	set_state(l, state);
 	pthread_mutex_unlock(&l->disk->lock);
 }
 
@@ -54,15 +62,13 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 
 	if (l->state != NBD_CONNECTED)
 		return;
-	l->state = NBD_WAITING;
 	pthread_mutex_lock(&l->disk->lock);
-	l->told.state = NBD_WAITING;
+	set_state(l, NBD_WAITING);
 	l->told.loss = why;
 	l->told.err = err;
 	l->told.losses++;
 	pthread_mutex_unlock(&l->disk->lock);
 	own_stats(l->own)->lost_connections++;
-	own_stats(l->own)->without_connection = 1;
 	l->out[l->filling].used = 0;
 	own_break(l->own, l->disk->socket, -ECONNABORTED);
 	l->lost_at = stats_now();
@@ -179,7 +185,6 @@ static void connect_next(struct link *l)
 	ret = own_attach(l->own, l->disk->socket, l->next_fd);
 	l->generation++;
 	tell_state(l, NBD_CONNECTED);
-	own_stats(l->own)->without_connection = 0;
 	next_is(l, -1);
 	if (ret < 0) {
 		link_lose(l, NBD_LOST_SOCKET, ret);
@@ -237,6 +242,7 @@ int link_start(void *target, struct own *own, void **mine)
 	}
 	pthread_mutex_lock(&n->lock);
 	l->own = own;
+	set_state(l, NBD_WAITING);
 	own_wake(own); /* the first connection may be here already */
 	pthread_mutex_unlock(&n->lock);
 	*mine = l;
