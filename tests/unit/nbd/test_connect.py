@@ -95,7 +95,13 @@ def test_a_connection_by_tcp_is_ready_for_requests(place: str) -> None:
             assert not sock.getblocking()
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+            for option, value in (
+                (socket.TCP_USER_TIMEOUT, 30_000),
+                (socket.TCP_KEEPIDLE, 10),
+                (socket.TCP_KEEPINTVL, 5),
+                (socket.TCP_KEEPCNT, 3),
+            ):
+                assert sock.getsockopt(socket.IPPROTO_TCP, option) == value
             sock.send(DISC)
     assert server.heard == [HELLO + asking(GO) + DISC]
 

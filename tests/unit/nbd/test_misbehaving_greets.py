@@ -63,7 +63,9 @@ def test_in_tls_it_serves_as_well_and_is_cut_anywhere(pki: Path, newest: int) ->
                 REPLY.pack(REPLY_MAGIC, 0, 1) + REPLY.pack(REPLY_MAGIC, 0, 2) + PAGE
             )
         assert server.greeted > 500
-        for number, at in enumerate((0, 18, 38, 100, 500, server.greeted - 10), start=1):
+        server.fault(Fault("trickle", "greeting", connection=1))
+        connect.connect(uri).socket.close()
+        for number, at in enumerate((0, 18, 38, 100, 500, server.greeted - 10), start=2):
             server.fault(Fault("cut", "greeting", at, connection=number))
             with pytest.raises(UblkdError):
                 connect.connect(uri)

@@ -29,7 +29,7 @@ from tests.unit.nbd.streams import (
     reply,
 )  # fmt: skip
 from ublkd.errors import UblkdError
-from ublkd.targets.nbd import connect
+from ublkd.targets.nbd import connect, tls
 from ublkd.targets.nbd.uri import Uri, parse
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -124,6 +124,26 @@ def test_a_wrong_certificate_is_told(
 ) -> None:
     certificates = copied(pki, tmp_path, ca_cert="ca-cert")
     assert told in refusal(in_tls(serves(pki, name), INSIDE, READY), certificates, query).message
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "hint"),
+    [
+        (9, "is not valid yet", "clocks"),
+        (10, "has expired", "a new one"),
+        (18, "is signed by nobody who is trusted here", "--tls-certificates"),
+        (23, "has been revoked", "ca-crl.pem"),
+        (62, "is not for db", "tls-hostname"),
+        (64, "is not for db", "tls-hostname"),
+        (26, "is refused: unsuitable purpose", "--tls-certificates"),
+    ],
+)
+def test_what_openssl_finds_wrong_is_told_in_words(code: int, told: str, hint: str) -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = code, "unsuitable purpose"
+    refused = tls.failed(error, parse("nbds://db"))
+    assert refused.message == f"the server's certificate {told}"
+    assert hint in refused.hint
 
 
 def test_by_default_the_authorities_of_the_system_are_trusted_and_ours_is_none(pki: Path) -> None:
