@@ -147,6 +147,8 @@ def test_the_handshake_of_a_reconnect_may_be_cut_at_any_byte(
     kept = keep(server, query=query, links=links, after_reconnect=after)
     write_far(kept)
     cuts = ways_of_greeting(server)
+    if links == 1 and not server.tls:
+        cuts.append(server.greeted)  # a connection that is had, and lost at once
     # of two connections the second is the one that is cut, and the first is made anew with it
     server.fault(*lost_with_all_in_flight(links), *[
         Fault("cut", "greeting", at, connection=links * number + links - 1)
