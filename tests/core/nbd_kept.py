@@ -37,6 +37,7 @@ class KeptDisk:
         query: str = "",
         links: int = 1,
         after_reconnect: str = "replay",
+        window: float = WINDOW,
     ) -> None:
         for module in (keeper, journal):  # the library of the tests in the place of the installed
             monkeypatch.setattr(module, "lib", core.lib)
@@ -60,7 +61,7 @@ class KeptDisk:
         made = [dial(PATIENCE, None) for _ in range(links)]
         self.tries = 0
         self.keeper = Keeper(
-            Settings(uri=uri, connections=links, window=WINDOW, after_reconnect=after_reconnect),
+            Settings(uri=uri, connections=links, window=window, after_reconnect=after_reconnect),
             made,
             params=Params(size=made[0].export.size, max_io=MAX_IO),
             dial=dial,

@@ -5,7 +5,7 @@ A real keeper dials a real server; the disk is behind the fake driver.
 
 from __future__ import annotations
 
-import gc
+import errno
 import ssl
 import threading
 from collections.abc import Iterator
@@ -33,7 +33,6 @@ def nothing_left(core: Core) -> Iterator[None]:
     """Of any of the three."""
     before, threads = open_fds(), threading.active_count()
     yield
-    gc.collect()  # the map of a journal
     assert open_fds() <= before  # a failure may hold some for a while
     assert threading.active_count() == threads
 
@@ -182,3 +181,33 @@ def test_what_is_written_again_may_be_cut_at_any_byte_of_its_answers(
     check_each(kept, server, before)
     check_far(server)
     assert server.connections == 1 + cuts + 1
+
+
+# --- the end of the window --------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.9, "the answers to what is written again"])
+def test_requests_fail_at_its_end_whatever_the_server_is_at(
+    keep: KeptMaker, place: Place, at: float | str
+) -> None:
+    """It is silent from there on, and could have been for longer than this test waits."""
+    server, query = place
+    server.data[:FAR] = noise(FAR)
+    kept = keep(server, query=query, window=0.1)
+    (disk,) = kept.disks
+    write_far(kept)
+    if isinstance(at, float):
+        silence = Fault("stall", "greeting", int(at * server.greeted), times=None)
+    else:
+        silence = Fault("stall", "reply", times=None)
+    server.fault(*lost_with_all_in_flight(1), silence)
+    begin_one_of_each(kept)
+    kept.until_committed(*range(DEPTH))
+    assert [disk.result(tag) for tag in range(DEPTH)] == [-errno.EIO] * DEPTH
+    server.heal()
+    kept.until(lambda: disk.status.state == disk.lib.NBD_CONNECTED)
+    disk.begin(1, READ, SIZE, SIZE)
+    kept.until_committed(1)
+    assert disk.result(1) == SIZE
+    assert disk.held(1, SIZE) == noise(FAR)[SIZE : 2 * SIZE]
+    check_far(server)
