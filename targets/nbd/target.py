@@ -202,7 +202,8 @@ def _connections(asked: int, export: Export) -> tuple[int, list[str]]:
         return 1, [f"{asked} connections were asked for, 1 made: the server does not say that a "
                    "flush on one of them covers the writes of all"]  # fmt: skip
     if asked > cpus:
-        return cpus, [f"{asked} connections were asked for, {cpus} made: one per CPU"]
+        return cpus, [f"{asked} connections were asked for, {cpus} made: each has a queue of its "
+                      "own, and a disk has one per CPU at most"]  # fmt: skip
     return asked, []
 
 

@@ -223,7 +223,7 @@ def test_connections_to_one_export_are_a_disk(adding: Adding, dialled: list[Dial
     ("export", "asked", "made", "why"),
     [
         (exported(GOOD_FLAGS & ~0x100), 4, 1, "4 connections were asked for, 1 made: the server"),
-        (exported(), 64, 8, "64 connections were asked for, 8 made: one per CPU"),
+        (exported(), 64, 8, "64 connections were asked for, 8 made: each has a queue"),
     ],
 )
 def test_fewer_connections_than_asked_for_are_explained(
