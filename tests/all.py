@@ -29,13 +29,24 @@ class Step:
     suite: bool = False
 
 
-def lab(kernel: str, only: str = "") -> Step:
-    """The device tests in a guest; ``only`` those that pytest's -m selects."""
+FOUR_CPUS = "tests/device/test_nbd_connections.py"
+"""A connection has a CPU of its own, and guests have two."""
+
+
+def lab(kernel: str, only: str = "") -> tuple[Step, Step]:
+    """The device tests in two guests; ``only`` those that pytest's -m selects."""
     chosen = f" -m {shlex.quote(only)}" if only else ""
-    words = f"pytest -p no:cacheprovider -q tests/device --durations=5{chosen}"
+    return (
+        _guest(f"device {kernel}", kernel, 2, f"tests/device --ignore {FOUR_CPUS}{chosen}"),
+        _guest(f"device {kernel}, 4 CPUs", kernel, 4, f"{FOUR_CPUS}{chosen}"),
+    )
+
+
+def _guest(name: str, kernel: str, cpus: int, tests: str) -> Step:
+    words = f"pytest -p no:cacheprovider -q --durations=5 {tests}"
     return Step(
-        f"device {kernel}", [sys.executable, "-m", "tests.lab", "run", "--kernel", kernel,
-                             "--deadline", "2400", "--", words], suite=True,
+        name, [sys.executable, "-m", "tests.lab", "run", "--kernel", kernel, "--cpus", str(cpus),
+               "--deadline", "2400", "--", words], suite=True,
     )  # fmt: skip
 
 
@@ -46,8 +57,8 @@ STEPS = (
     Step("unit", ["make", "-s", "unit"], suite=True),
     Step("core", ["make", "-s", "core"], suite=True),
     Step("core, sanitized", ["make", "-s", "core-asan"], suite=True),
-    lab("7.2"),
-    lab("6.12", only="not one_kernel"),
+    *lab("7.2"),
+    *lab("6.12", only="not one_kernel"),
 )
 
 
@@ -99,7 +110,7 @@ def main() -> int:
     print()
     for o in outcomes:
         verdict = "ok" if not o.failed else "FAILED"
-        print(f"{o.step.name:<16} {verdict:<7} {o.passed:>4} passed {o.failed:>3} failed "
+        print(f"{o.step.name:<19} {verdict:<7} {o.passed:>4} passed {o.failed:>3} failed "
               f"{o.skipped:>3} skipped {o.seconds:>6.0f} s")  # fmt: skip
     failed = sum(o.failed for o in outcomes)
     print(f"{sum(o.passed for o in outcomes)} passed, {failed} failed")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from direct import Direct, direct, outcome
-from tools import counters, device, ublkd_json, wait_until
+from tools import counters, device, fio, ublkd_json, wait_until
 
 from tests.unit.nbd.certificates import authority, certificate
 
@@ -35,13 +35,16 @@ BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
 class Mortal:
     """nbdkit in a process of its own, which may be killed and started anew at the same place."""
 
+    export = ""
+
     def __init__(self, folder: Path, *words: str | Path, tcp: bool = False) -> None:
         """``words`` are its plugin with filters and parameters."""
         self._folder = folder
         self._words = [str(word) for word in words]
-        self._path = "" if tcp else str(folder / "nbdkit.sock")
+        self._path = "" if tcp else str(folder / "server.sock")
         self._port = free_port() if tcp else 0
-        self._ready = folder / "nbdkit.pid"
+        self._ready = folder / "server.pid"
+        self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._before: list[str] = []
 
@@ -51,28 +54,30 @@ class Mortal:
         return self
 
     def uri(self, host: str = "127.0.0.1", *, tls: bool = False) -> str:
-        """Of its default export."""
+        """Of its export."""
         s = "s" if tls else ""
         if self._path:
-            return f"nbd{s}+unix:///?socket={self._path}"
-        return f"nbd{s}://{host}:{self._port}"
+            return f"nbd{s}+unix:///{self.export}?socket={self._path}"
+        return f"nbd{s}://{host}:{self._port}/{self.export}"
 
     def start(self) -> None:
         """Returns when it listens."""
-        where = ["-U", self._path] if self._path else ["-p", str(self._port)]
         if self._path:
             Path(self._path).unlink(missing_ok=True)
         self._ready.unlink(missing_ok=True)
-        words = [*self._before, "nbdkit", "-f", "-P", str(self._ready), *where, *self._words]
-        with (self._folder / "nbdkit.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self._before, *self._command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         wait_until(self._listens, SOON, "a server that listens")
 
+    def _command(self) -> list[str]:
+        where = ["-U", self._path] if self._path else ["-p", str(self._port)]
+        return ["nbdkit", "-f", "-P", str(self._ready), *where, *self._words]
+
     def _listens(self) -> bool:
         assert self._process
-        assert self._process.poll() is None, (self._folder / "nbdkit.log").read_text()
+        assert self._process.poll() is None, self._log.read_text()
         return self._ready.exists() and self._ready.read_text().endswith("\n")
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -120,6 +125,12 @@ def disk(uri: str, *words: str | Path) -> Iterator[str]:
 def connections(node: str) -> int:
     """How many it has."""
     return int(ublkd_json("show", node)["describe"]["connections"])
+
+
+def queues(node: str) -> list[dict[str, Any]]:
+    """The counters of each."""
+    found: list[dict[str, Any]] = ublkd_json("show", node)["counters"]
+    return found
 
 
 def lost(node: str) -> int:
@@ -228,6 +239,8 @@ def fio_meanwhile(node: str, *options: str) -> Iterator[Callable[[], bool]]:
     told = "".join(said)
     jobs = json.loads(told[told.index("{") :])["jobs"]
     assert all(job["error"] == 0 and job["read"]["total_ios"] for job in jobs), told
+    verified = sum(job["read"]["io_bytes"] for job in jobs)
+    print(f"fio: {verified} bytes read and verified, no errors")
 
 
 def verify_options(size: int) -> Sequence[str]:
@@ -236,6 +249,15 @@ def verify_options(size: int) -> Sequence[str]:
         "--rw=randwrite", "--bsrange=4k-128k", "--iodepth=16", f"--size={size}",
         "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64",
     )  # fmt: skip
+
+
+def verify(node: str, size: int, *options: str) -> None:
+    """Writes of many sizes by fio over so many bytes, each read again and verified."""
+    told = fio(
+        node, "--rw=randwrite", "--bsrange=4k-256k", "--iodepth=16", f"--size={size}",
+        "--verify=crc32c", "--verify_fatal=1", *options,
+    )  # fmt: skip
+    assert all(job["error"] == 0 for job in told["jobs"])
 
 
 def daemon_of(node: str) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import signal
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +28,6 @@ from nbd import (
     writing,
 )
 from tools import (
-    counters,
     digest,
     leases,
     nothing_left,
@@ -90,38 +87,6 @@ def held(pid: int) -> tuple[int, int]:
     names = [task.joinpath("comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     threads = [name for name in names if not name.startswith("iou-wrk")]
     return len(os.listdir(f"/proc/{pid}/fd")), len(threads)
-
-
-def test_a_server_that_shuts_down_with_reads_in_flight_is_asked_again(scratch: Path) -> None:
-    """nbdkit answers them with ESHUTDOWN then; the pattern has every offset as its bytes."""
-    words = ["--filter=delay", "pattern", str(SIZE), "rdelay=20ms"]
-    over: list[bool] = []
-
-    def read_on(node: str) -> set[str]:
-        """Always: nbdkit waits for a client that asks for nothing."""
-        seen = {digest(node, SIZE)}
-        while not over:
-            seen.add(digest(node, SIZE))
-        return seen
-
-    with (
-        Mortal(scratch, *words) as server,
-        disk(server.uri(), "--connections", "2") as node,
-        Meanwhile(lambda: read_on(node)) as reader,
-    ):
-        for _ in range(3):
-            begun = counters(node)["read"]["requests"]
-            wait_until(
-                lambda n=begun: counters(node)["read"]["requests"] > n + 5 or reader.done, 60,
-                "reads",
-            )  # fmt: skip
-            server.end(signal.SIGTERM)
-            server.start()
-        assert lost(node) >= 3
-        expected = b"".join(struct.pack(">Q", at) for at in range(0, SIZE, 8))
-        over.append(True)
-        assert reader.wait() == [{hashlib.sha256(expected).hexdigest()}]
-    nothing_left()
 
 
 def test_a_server_may_stay_away_as_long_as_the_window_is_open(scratch: Path) -> None:

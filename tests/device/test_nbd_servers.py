@@ -2,122 +2,58 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from direct import direct
-from nbd import KIB, MIB, Mortal, certificates, connections, discard, disk, lost, zero
+from nbd import (
+    KIB,
+    MIB,
+    Mortal,
+    certificates,
+    connections,
+    discard,
+    disk,
+    lost,
+    queues,
+    verify,
+    zero,
+)
 from tools import (
     counters,
     digest,
-    fio,
     leases,
-    mounted,
     nothing_left,
     refused,
     run,
     sparse,
+    ublkd,
     ublkd_json,
 )
 
-from tests.unit.nbd.stock import nbd_server, nbdkit, qemu_nbd
+from tests.unit.nbd.stock import nbd_server, nbdkit
 
-SIZE = 16 * MIB
+SIZE = 8 * MIB
 
-Served = AbstractContextManager[str]
-"""The URI of the export."""
-
-
-@contextlib.contextmanager
-def by_nbdkit(folder: Path, tcp: bool) -> Iterator[str]:
-    with nbdkit(folder, "file", str(sparse(folder / "disk.img", SIZE)), tcp=tcp) as place:
-        yield place.uri()
-
-
-@contextlib.contextmanager
-def by_qemu_nbd(folder: Path, tcp: bool) -> Iterator[str]:
-    with qemu_nbd(folder, str(sparse(folder / "disk.img", SIZE)), tcp=tcp) as place:
-        yield place.uri()
-
-
-@contextlib.contextmanager
-def by_nbd_server(folder: Path, tcp: bool) -> Iterator[str]:
-    path = sparse(folder / "disk.img", SIZE)
-    section = f"[one]\nexportname = {path}\nflush = true\nfua = true\ntrim = true\n"
-    with nbd_server(folder, section, tcp=tcp) as place:
-        yield place.uri("one")
-
-
-SERVERS = pytest.mark.parametrize("server", [by_nbdkit, by_qemu_nbd, by_nbd_server])
 PLACES = pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
-
-
-def verify(node: str, *options: str) -> None:
-    """Requests of many sizes, each verified."""
-    told = fio(
-        node, "--rw=randwrite", "--bsrange=4k-256k", "--iodepth=16", f"--size={SIZE}",
-        "--verify=crc32c", "--verify_fatal=1", *options,
-    )  # fmt: skip
-    assert all(job["error"] == 0 for job in told["jobs"])
 
 
 # --- every byte -----------------------------------------------------------------------------
 
 
-@SERVERS
-@PLACES
-def test_what_is_written_is_read_over_one_connection_and_over_several(
-    scratch: Path, server: Callable[[Path, bool], Served], tcp: bool
-) -> None:
-    with server(scratch, tcp) as uri:
-        for wanted in (1, 4):
-            with disk(uri, "--connections", str(wanted)) as node:
-                found = connections(node)
-                assert found == min(wanted, os.cpu_count() or 1)
-                verify(node, f"--numjobs={found}", f"--size={SIZE // found}",
-                       f"--offset_increment={SIZE // found}")  # fmt: skip
-                assert lost(node) == 0
-                assert digest(node, SIZE) == digest(scratch / "disk.img", SIZE)
-    nothing_left()
-
-
 @PLACES
 def test_what_is_written_is_read_with_every_lease(scratch: Path, tcp: bool) -> None:
-    with by_nbdkit(scratch, tcp) as uri:
+    path = sparse(scratch / "disk.img", SIZE)
+    with nbdkit(scratch, "file", str(path), tcp=tcp) as place:
         for lease in leases():
-            with disk(uri, "--lease", lease) as node:
-                verify(node, f"--randseed={len(lease)}")
+            with disk(place.uri(), "--lease", lease) as node:
+                verify(node, SIZE, f"--randseed={len(lease)}")
                 assert lost(node) == 0
-                assert digest(node, SIZE) == digest(scratch / "disk.img", SIZE)
-    nothing_left()
-
-
-@SERVERS
-def test_a_filesystem_survives_a_remount_and_a_check(
-    scratch: Path, server: Callable[[Path, bool], Served]
-) -> None:
-    listing = f"cd {scratch}/mnt/tree && sha256sum *"
-    with server(scratch, False) as uri:
-        with disk(uri, "--connections", "2") as node:
-            run("mkfs.ext4", "-q", node)
-            with mounted(node, scratch / "mnt", "-o", "discard") as mnt:
-                (mnt / "tree").mkdir()
-                run("sh", "-c", f"cp {Path(__file__).parent}/*.py {mnt}/tree")
-                before = run("sh", "-c", listing).stdout
-                run("rm", mnt / "tree" / Path(__file__).name)
-        with disk(uri) as node:
-            run("e2fsck", "-fn", node)
-            with mounted(node, scratch / "mnt"):
-                after = run("sh", "-c", listing).stdout
-    name = Path(__file__).name
-    assert [line for line in before.splitlines() if not line.endswith(name)] == after.splitlines()
+                assert digest(node, SIZE) == digest(path, SIZE)
     nothing_left()
 
 
@@ -129,7 +65,7 @@ def test_over_tls_what_is_written_is_read(scratch: Path) -> None:
         uri = place.uri(tls=True)
         with disk(uri, "--tls-certificates", pki, "--connections", "2") as node:
             assert ublkd_json("show", node)["describe"]["tls"] == "verified"
-            verify(node)
+            verify(node, SIZE)
             assert lost(node) == 0
             assert digest(node, SIZE) == digest(path, SIZE)
         assert "nobody who is trusted" in refused("add", "--target", "nbd", "--uri", uri)
@@ -221,7 +157,7 @@ def test_the_smallest_block_of_the_server_is_the_disks(scratch: Path) -> None:
         assert run("blockdev", "--getss", node).stdout.strip() == "4096"
         run("mkfs.ext4", "-q", node)
         run("e2fsck", "-fn", node)
-        verify(node)
+        verify(node, SIZE)
         run("blkdiscard", node)
         assert all(c["errors"] == 0 for c in counters(node).values() if isinstance(c, dict)
                    and "errors" in c)  # fmt: skip
@@ -331,6 +267,19 @@ def test_a_server_that_dies_at_once_is_told(scratch: Path) -> None:
         with disk(uri) as node:
             assert connections(node) == 1
     assert "cannot connect" in cannot(uri)
+
+
+def test_more_connections_than_cpus_are_as_many_and_a_note(scratch: Path) -> None:
+    cpus = os.cpu_count() or 1
+    with nbdkit(scratch, "memory", str(MIB)) as place:
+        words = ["--target", "nbd", "--uri", place.uri(), "--connections", str(cpus + 1)]
+        done = ublkd("add", *words)
+        node = done.stdout.strip()
+        told = f"{cpus + 1} connections were asked for, {cpus} made: "
+        assert told in done.stderr
+        assert connections(node) == len(queues(node)) == cpus
+        ublkd("del", node)
+    nothing_left()
 
 
 def test_more_connections_than_the_server_allows_are_one_and_a_note(scratch: Path) -> None:
