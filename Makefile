@@ -21,7 +21,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak package bench-quick bench-stripe bench-nbd clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-nbd package bench-quick bench-stripe bench-nbd clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -111,6 +111,10 @@ soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: 1 GiB
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
 		'python3 tests/device/soak.py $(OVER) && \
 		THOROUGH=1 pytest -p no:cacheprovider -q tests/device/test_poison.py'
+
+soak-nbd: $(VENV)/installed.stamp ## [KERNEL=7.2]: each NBD server killed every 3 seconds for 2 minutes, in each way to it; long
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
+		'THOROUGH=1 pytest -p no:cacheprovider -q -s tests/device/test_nbd_dies.py -k killed_again'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh
