@@ -56,6 +56,23 @@ static bool is_half_written(const struct slot *s)
 	return s->state == SLOT_ANSWERED && s->ticket >= 0 && !s->refused;
 }
 
+static bool writes(const struct slot *s)
+{
+	uint16_t command = be16toh(s->request.command);
+
+	return command == NBD_WRITE || command == NBD_TRIM ||
+	       command == NBD_WRITE_ZEROES;
+}
+
+/* The server may have something in hand, to be written whenever it likes. */
+static bool may_still_write(const struct link *l)
+{
+	for (uint16_t tag = 0; tag < own_depth(l->own); tag++)
+		if (l->slots[tag].state == SLOT_SENT && writes(&l->slots[tag]))
+			return true;
+	return false;
+}
+
 void link_lose(struct link *l, enum nbd_loss why, int err)
 {
 	uint16_t depth = own_depth(l->own);
@@ -67,6 +84,7 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 	l->told.loss = why;
 	l->told.err = err;
 	l->told.losses++;
+	l->told.may_still_write = may_still_write(l);
 	pthread_mutex_unlock(&l->disk->lock);
 	own_stats(l->own)->lost_connections++;
 	l->out[l->filling].used = 0;

@@ -28,6 +28,7 @@ from ublkd.target import Params
 from ublkd.targets.nbd.connect import Connection
 from ublkd.targets.nbd.export import Export, Refusal
 from ublkd.targets.nbd.journal import Journal
+from ublkd.targets.nbd.parting import Parting
 from ublkd.targets.nbd.relay import Relay
 from ublkd.targets.nbd.replay import Write, replay
 from ublkd.targets.nbd.stream import Patience, Stopped, Stream
@@ -136,6 +137,7 @@ class Keeper:
         self.journal = Journal() if settings.after_reconnect == "replay" else None
         self._lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._parting = Parting(self._shown, self._stop)
         try:
             self._begin(connections)
         except BaseException:
@@ -176,6 +178,7 @@ class Keeper:
 
     def _free(self) -> None:
         self._close_relays()
+        self._parting.close()
         if self.links != ffi.NULL:
             lib.nbd_free(self.links)
         os.close(self._lost)
@@ -248,8 +251,9 @@ class Keeper:
                 log.error("%s: not connected within %g seconds; requests fail now, and it is "
                           "tried on", self._shown, window)  # fmt: skip
             try:
-                seconds = self._settings.open_timeout
-                self._attach(self._dialled(seconds if failed else min(seconds, max(left, MOMENT))))
+                self._parting.hear_out(math.inf if failed else left)
+                left = math.inf if failed else began + window - time.monotonic()
+                self._attach(self._dialled(min(self._settings.open_timeout, max(left, MOMENT))))
             except Stopped:
                 raise
             except (UblkdError, OSError, RuntimeError) as error:
@@ -280,6 +284,7 @@ class Keeper:
                 raise Stopped("told to stop")
             self._heard()
         self._close_relays()
+        self._parting.give_up([self._status(link).may_still_write for link in self._links])
 
     def _dialled(self, seconds: float) -> list[Connection]:
         """All connections, each to an export that is what it was, and what the server may have lost
@@ -305,7 +310,8 @@ class Keeper:
             return
         if self.journal and not lib.nbd_journal_broken(self.links):
             writes = self.journal.writes(self.links)
-            replay(Stream(connection.socket, patience), writes, patience, self._safe)
+            with self._parting.unsure(connection.socket):
+                replay(Stream(connection.socket, patience), writes, patience, self._safe)
             log.warning("%s: %d writes that no flush has covered were written again",
                         self._shown, len(writes))  # fmt: skip
         elif self._settings.after_reconnect != "trust":
@@ -320,6 +326,7 @@ class Keeper:
         """Hand them to the queues."""
         sockets: list[socket] = []
         try:
+            self._parting.take(connection.socket for connection in connections)
             for connection in connections:
                 sock = connection.socket
                 if isinstance(sock, ssl.SSLSocket):
@@ -330,6 +337,7 @@ class Keeper:
             for sock in [*sockets, *(connection.socket for connection in connections)]:
                 sock.close()
             self._close_relays()
+            self._parting.end_used()
             raise
         for link, sock in enumerate(sockets):
             self._attached[link] += 1
@@ -345,6 +353,7 @@ class Keeper:
     def _fail(self) -> None:
         for link in self._links:
             lib.nbd_fail(self.links, link)
+        self._parting.end_used()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -357,6 +366,7 @@ class Keeper:
 
         A disk that lives on all the same has its connections again.
         """
+        self._parting.end_old()
         before, until = -1, time.monotonic() + STOP_SECONDS
         while not self._ending and time.monotonic() < until:
             ended = self._ended()

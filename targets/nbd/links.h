@@ -53,6 +53,7 @@ struct nbd_status {
 	uint32_t unanswered; /* requests that were sent or wait to be */
 	uint64_t ended; /* requests, ever */
 	uint64_t losses;
+	bool may_still_write; /* at the last one writes were unanswered */
 };
 
 /* NULL without memory. */
@@ -64,7 +65,9 @@ const struct ublkd_target_ops *nbd_ops(void);
 
 /*
  * A connection for a link that has none; the descriptor is taken over. What
- * waits is sent once more, from its beginning.
+ * waits is sent once more, from its beginning. When the link gives it up it is
+ * not shut down: whoever made it hears the server out, on a descriptor of its
+ * own, and ends it by stream_abort().
  */
 void nbd_attach(struct nbd *n, uint32_t link, int fd);
 

@@ -58,6 +58,7 @@ class Status:
     unanswered: int
     ended: int
     losses: int
+    may_still_write: int
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from tests.unit.nbd.misbehaving import Misbehaving
 from ublkd.target import Params
-from ublkd.targets.nbd import journal, keeper, tls
+from ublkd.targets.nbd import journal, keeper, parting, tls
 from ublkd.targets.nbd.connect import Connection, connect
 from ublkd.targets.nbd.dial import addresses_of
 from ublkd.targets.nbd.keeper import Keeper, Settings
@@ -19,7 +20,7 @@ from ublkd.targets.nbd.stream import Patience
 from ublkd.targets.nbd.uri import parse
 
 from .core import Core
-from .nbd_disk import MAX_IO, PATIENCE, NbdDisk
+from .nbd_disk import MAX_IO, PAGES, PATIENCE, NbdDisk, Pages
 
 WINDOW = 600.0
 """Seconds: no test here is as long."""
@@ -36,11 +37,16 @@ class KeptDisk:
         *,
         query: str = "",
         links: int = 1,
+        pages: Pages = PAGES["copy"],
         after_reconnect: str = "replay",
         window: float = WINDOW,
+        timeout: float = math.inf,
+        open_timeout: float = 30.0,
     ) -> None:
-        for module in (keeper, journal):  # the library of the tests in the place of the installed
+        # the library of the tests in the place of the installed
+        for module in (keeper, journal, parting):
             monkeypatch.setattr(module, "lib", core.lib)
+        for module in (keeper, journal):
             monkeypatch.setattr(module, "ffi", core.ffi)
         for pause in ("FIRST_PAUSE", "LONGEST_PAUSE"):
             monkeypatch.setattr(keeper, pause, 0.001)
@@ -61,13 +67,21 @@ class KeptDisk:
         made = [dial(PATIENCE, None) for _ in range(links)]
         self.tries = 0
         self.keeper = Keeper(
-            Settings(uri=uri, connections=links, window=window, after_reconnect=after_reconnect),
+            Settings(
+                uri=uri,
+                connections=links,
+                open_timeout=open_timeout,
+                timeout=timeout,
+                window=window,
+                after_reconnect=after_reconnect,
+            ),
             made,
             params=Params(size=made[0].export.size, max_io=MAX_IO),
             dial=dial,
         )
         self.disks: list[NbdDisk] = []
-        self.disks += [NbdDisk(core, link=link, keeper=self.keeper) for link in range(links)]
+        for link in range(links):
+            self.disks.append(NbdDisk(core, pages=pages, link=link, keeper=self.keeper))
 
     def close(self) -> None:
         for disk in reversed(self.disks):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import select
+import socket
+from collections.abc import Callable
 
 import pytest
 
 from .core import Core
-from .driver import FLUSH, READ, WRITE, Kind, Outcome
+from .driver import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Kind, Outcome
 from .files import noise
 from .nbd_disk import DEPTH, PAGES, DiskMaker, NbdDisk
 from .nbd_server import Server, Store
-from .peer import unix_pair
+from .peer import Pair, tcp_pair, unix_pair
 
 SIZE = 4096
 CONTENT = noise(DEPTH * SIZE, 1)
@@ -166,6 +169,81 @@ def test_a_break_and_a_connection_at_once_are_done_in_that_order(
     assert disk.result(0) == LARGE
     assert second.store.content == noise(LARGE)
     assert disk.status.losses == 1
+
+
+@pytest.mark.parametrize("of", [unix_pair, tcp_pair])
+@pytest.mark.parametrize("pages", ["copy", "auto", "auto, READ_FIXED", "register"])
+def test_whoever_made_it_can_hear_the_server_out(
+    core: Core, new_disk: DiskMaker, of: Callable[[], Pair], pages: str
+) -> None:
+    """Nothing of ours is under way any more by then, not even half an answer."""
+    disk = new_disk(pages=PAGES[pages])
+    ours, theirs = of()
+    with ours.dup() as kept:
+        server = disk.attach(Store(CONTENT), lambda: (ours, theirs))
+        disk.begin(0, READ, 0, SIZE)
+        disk.begin(1, WRITE, SIZE, SIZE)
+        disk.until_asked(server, 2)
+        (read,) = [asked for asked in server.asked if asked.tag == 0]
+        server.say(server.done(read)[:100])
+        disk.settle()
+        disk.break_off()
+        disk.until_ended(server)
+        disk.until(lambda: disk.driver.in_flight == 0)
+        server.say(b"what is left of it")
+        assert kept.recv(100) == b"what is left of it"
+        core.lib.stream_abort(kept.fileno())
+        both = select.poll()
+        both.register(theirs, 0)
+        assert both.poll(5000) != []
+    check_reread(disk)
+
+
+def check_reread(disk: NbdDisk) -> None:
+    server = disk.attach(Store(CONTENT))
+    disk.until_asked(server, 2)
+    server.answer_all()
+    disk.until_committed(0, 1)
+    assert disk.result(0) == disk.result(1) == SIZE
+    assert disk.held(0, SIZE) == CONTENT[:SIZE]
+
+
+@pytest.mark.parametrize("op", [READ, WRITE])
+def test_a_server_that_only_stops_listening_is_lost(new_disk: DiskMaker, op: int) -> None:
+    disk = new_disk()
+    server = disk.attach(Store(CONTENT))
+    disk.until_connected()
+    server.end.shutdown(socket.SHUT_RD)
+    disk.begin(0, op, 0, SIZE)
+    disk.until_lost()
+    assert (disk.status.loss, disk.status.err) == (disk.lib.NBD_LOST_SOCKET, -errno.EPIPE)
+    disk.until(lambda: disk.driver.in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    ("op", "may"), [(READ, 0), (WRITE, 1), (FLUSH, 0), (DISCARD, 1), (WRITE_ZEROES, 1)]
+)
+def test_it_is_known_whether_a_server_may_still_write(
+    new_disk: DiskMaker, op: int, may: int
+) -> None:
+    disk = new_disk()
+    server = disk.attach(Store(CONTENT))
+    for tag in range(2):
+        disk.begin(tag, op, 0, SIZE * (op != FLUSH))
+        disk.until_asked(server)
+        if tag == 0:
+            server.answer_all()
+            disk.until_committed(0)
+    server.shut()
+    disk.until_lost()
+    assert disk.status.may_still_write == may
+    server = disk.attach(Store(CONTENT))
+    disk.until_asked(server)
+    server.answer_all()
+    disk.until_committed(1)
+    server.shut()
+    disk.until_lost(2)
+    assert disk.status.may_still_write == 0
 
 
 # --- done without -----------------------------------------------------------

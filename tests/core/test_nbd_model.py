@@ -163,7 +163,7 @@ class Machine(RuleBasedStateMachine):
         poll = select.poll()
         for server in self.disk.servers:
             if server.end.fileno() >= 0 and server.asked:
-                poll.register(server.end, 0)
+                poll.register(server.end, select.POLLRDHUP)
                 gone = poll.poll(0)
                 poll.unregister(server.end)
                 if not gone:

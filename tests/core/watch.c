@@ -306,8 +306,8 @@ static void see_cancel(struct watch *w, struct io_uring_sqe *sqe)
 {
 	uint64_t log = watch_keep(w, w->cfg->depth, AT_CANCEL, sqe);
 
-	rule(w, (uint16_t)sqe->addr == w->cfg->depth,
-	     "what is cancelled is not the target's own");
+	rule(w, w->tags[(uint16_t)sqe->addr].members,
+	     "what is cancelled is not under way");
 	w->in_flight++;
 	sqe->user_data |= log << 16;
 }

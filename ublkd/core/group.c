@@ -183,6 +183,29 @@ static struct member *whose(struct lane_turn *t)
 	return (struct member *)((char *)t - offsetof(struct member, turn));
 }
 
+static unsigned int index_of(const struct member *m)
+{
+	return (unsigned int)(m - m->group->members);
+}
+
+/* What is under way on a stream that was broken and is still there. */
+static void cancel_head(struct lane *lane, enum lane_way way)
+{
+	struct lane_turn *t = lane->lines[way].first;
+
+	if (t && lane->lingers)
+		member_cancel(whose(t)->group, index_of(whose(t)));
+}
+
+void group_break_lane(struct lane *lane, int err)
+{
+	if (lane->error)
+		return;
+	lane_break(lane, err);
+	cancel_head(lane, LANE_SEND);
+	cancel_head(lane, LANE_RECV);
+}
+
 /* The end of a member, unless it has an answer of its own to give. */
 static void over(struct group *g, struct member *m, int res)
 {
@@ -190,6 +213,14 @@ static void over(struct group *g, struct member *m, int res)
 		own_over(g->env, m, res);
 	else
 		group_member_over(g);
+}
+
+/* -errno of the broken stream that it is on: nothing goes on there. */
+static int broken_by(const struct group *g, const struct member *m)
+{
+	if (!member_on_lane(m))
+		return 0;
+	return group_lane(g->env, m->file)->error;
 }
 
 /* What stands in line behind a broken stream would never be understood. */
@@ -213,16 +244,14 @@ static void leave_lane(struct group *g, const struct member *m, bool failed,
 	enum lane_way way = m->op == MEMBER_RECV ? LANE_RECV : LANE_SEND;
 	struct lane_turn *t = lane_leave(lane, way);
 
-	if (failed || m->done != m->len)
+	if ((failed || m->done != m->len) && !lane->error) {
 		lane_break(lane, err);
-	if (lane->error) {
-		turn_away(lane, way, t);
-	} else if (t) {
-		const struct member *next = whose(t);
-
-		member_issue(next->group,
-			     (unsigned int)(next - next->group->members));
+		cancel_head(lane, way == LANE_SEND ? LANE_RECV : LANE_SEND);
 	}
+	if (lane->error)
+		turn_away(lane, way, t);
+	else if (t)
+		member_issue(whose(t)->group, index_of(whose(t)));
 }
 
 /* --- completions ------------------------------------------------------- */
@@ -248,6 +277,10 @@ void group_cqe(struct group *g, unsigned int index, int res, uint32_t cqe_flags)
 	if (ops->on_cqe && g != g->env->own->group)
 		res = ops->on_cqe(g->env->target, g, index, res);
 	verdict = judge(g, m, res);
+	if (verdict != DONE && broken_by(g, m)) {
+		verdict = FAILED;
+		res = broken_by(g, m);
+	}
 	switch (verdict) {
 	case ISSUE_AGAIN:
 		member_issue(g, index);

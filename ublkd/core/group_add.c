@@ -12,7 +12,7 @@
 static int refuse(struct group *g, const struct member *m)
 {
 	if (member_on_lane(m)) /* the other side would wait for its bytes */
-		lane_break(group_lane(g->env, m->file), -E2BIG);
+		group_break_lane(group_lane(g->env, m->file), -E2BIG);
 	if (member_carries_data(m)) /* a sibling may have covered its bytes */
 		group_end_at(g, m->buf);
 	else /* nobody would do its work later */
@@ -147,10 +147,10 @@ static int add_to_lane(struct group *g, const struct member *m)
 		return ret;
 	}
 	added = add(g, m, &ret);
-	if (ret == -EINVAL) /* the rest of the message may go out already */
-		lane_break(lane, ret);
 	if (added && lane_enter(lane, way, &added->turn))
 		member_issue(g, (unsigned int)(added - g->members));
+	if (ret == -EINVAL) /* the rest of the message may go out already */
+		group_break_lane(lane, ret);
 	return ret;
 }
 
@@ -245,7 +245,10 @@ void group_fail_with(struct group *g, int err)
 void group_abandon(struct group *g, int err)
 {
 	group_fail(g, err, 0);
-	for (unsigned int i = 0; i < g->nr_members; i++)
-		if (member_on_lane(&g->members[i]))
-			lane_break(group_lane(g->env, g->members[i].file), err);
+	for (unsigned int i = 0; i < g->nr_members; i++) {
+		const struct member *m = &g->members[i];
+
+		if (member_on_lane(m))
+			group_break_lane(group_lane(g->env, m->file), err);
+	}
 }

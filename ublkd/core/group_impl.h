@@ -48,6 +48,9 @@ void group_fail(struct group *g, int err, uint64_t limit);
 /* The lane of a fixed file, or NULL where it is no stream socket. */
 struct lane *group_lane(const struct group_env *env, uint16_t file);
 
+/* lane_break(), and what is under way on it ends. */
+void group_break_lane(struct lane *lane, int err);
+
 /* One member less to wait for; after the last one the request is committed. */
 void group_member_over(struct group *g);
 

@@ -64,7 +64,7 @@ void own_break(struct own *o, uint16_t file, int err)
 	struct lane *lane = group_lane(o->group->env, file);
 
 	if (lane)
-		lane_break(lane, err);
+		group_break_lane(lane, err);
 }
 
 void own_farewell(struct own *o, uint16_t file, const void *memory,

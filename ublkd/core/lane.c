@@ -71,6 +71,7 @@ int lane_attach(struct lane *l, int fd)
 	make_blocking(fd);
 	l->fd = mine;
 	l->error = 0;
+	l->lingers = true;
 	return 0;
 }
 
@@ -96,16 +97,24 @@ struct lane_turn *lane_leave(struct lane *l, enum lane_way way)
 	return line->first;
 }
 
-void lane_break(struct lane *l, int err)
+void stream_abort(int fd)
 {
 	const struct sockaddr nobody = { .sa_family = AF_UNSPEC };
 
+	(void)shutdown(fd, SHUT_RDWR);
+	/* TCP would go on trying to deliver what it has, and keep its pages */
+	(void)connect(fd, &nobody, sizeof(nobody));
+}
+
+void lane_break(struct lane *l, int err)
+{
 	if (l->error)
 		return;
 	l->error = err < 0 ? err : -EPIPE;
-	(void)shutdown(l->fd, SHUT_RDWR);
-	/* TCP would go on trying to deliver what it has, and keep its pages */
-	(void)connect(l->fd, &nobody, sizeof(nobody));
+	if (l->lingers)
+		(void)shutdown(l->fd, SHUT_WR);
+	else
+		stream_abort(l->fd);
 }
 
 void lane_end(struct lane *l, const void *last, uint32_t len)

@@ -28,6 +28,7 @@ struct lane_line {
 struct lane {
 	int fd; /* of our own, to break it; -1: the file is no stream socket */
 	int error; /* -errno: the stream was broken off */
+	bool lingers; /* lane_break() leaves the other side its way out */
 	struct lane_line lines[LANE_WAYS];
 };
 
@@ -38,7 +39,12 @@ struct lane {
 struct lane *lanes_new(const int *files, uint32_t n);
 void lanes_free(struct lane *lanes, uint32_t n);
 
-/* A new socket for a lane that is broken or was none; -errno. */
+/*
+ * A new socket for a lane that is broken or was none; -errno. When this one
+ * breaks it is closed towards the other side only: whoever made the connection
+ * has a descriptor of it as well, hears the other side out, and then calls
+ * stream_abort().
+ */
 int lane_attach(struct lane *l, int fd);
 
 /* Stands in line; whether it is its turn at once. */
@@ -48,10 +54,16 @@ bool lane_enter(struct lane *l, enum lane_way way, struct lane_turn *t);
 struct lane_turn *lane_leave(struct lane *l, enum lane_way way);
 
 /*
- * Nothing more goes over it, and what is under way ends: its stream is not
- * what the other side expects. The first error is kept.
+ * Nothing more goes over it: its stream is not what the other side expects.
+ * What is under way ends, unless the lane lingers. The first error is kept.
  */
 void lane_break(struct lane *l, int err);
+
+/*
+ * The end of a connection, both ways and at once. Nothing that the other side
+ * has not received yet is delivered any more.
+ */
+void stream_abort(int fd);
 
 /*
  * As lane_break(), but what has been sent arrives, and `last` behind it if

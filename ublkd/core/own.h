@@ -30,12 +30,12 @@ void own_wake(struct own *o);
 
 /*
  * A connected stream socket takes a fixed slot, which is empty or whose lane
- * is broken and has nobody in line; the caller keeps the descriptor. 0 or
- * -errno.
+ * is broken and has nobody in line; the caller keeps the descriptor. It is
+ * not shut down when its lane breaks: see lane_attach(). 0 or -errno.
  */
 int own_attach(struct own *o, uint16_t file, int fd);
 
-/* The lane is broken: what is under way on it fails, with `err`. */
+/* The lane is broken: what is under way on it fails. */
 void own_break(struct own *o, uint16_t file, int err);
 
 /*

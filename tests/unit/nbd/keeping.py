@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from tests.unit.nbd.links import EXPORT, Clock, Links, Servers
 from ublkd._core import ffi
 from ublkd.target import Params
 from ublkd.targets.nbd import keeper as module
-from ublkd.targets.nbd import stream
+from ublkd.targets.nbd import parting, stream
 from ublkd.targets.nbd.export import Export, Refusal
 from ublkd.targets.nbd.keeper import Keeper, Settings
 from ublkd.targets.nbd.replay import Write
@@ -43,6 +44,18 @@ class FakeJournal:
         self.closed += 1
 
 
+class RealPatience(Patience):
+    """For what is heard of real sockets."""
+
+    def __init__(self, seconds: float, stop: int | None = None) -> None:
+        super().__init__(seconds, stop)
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+
 class World:
     """A keeper, its links, its clock and its servers."""
 
@@ -66,6 +79,8 @@ class World:
         for name in ("time", "random", "select"):
             self.monkeypatch.setattr(module, name, self.clock)
         self.monkeypatch.setattr(stream, "time", self.clock)
+        self.monkeypatch.setattr(parting, "Patience", RealPatience)
+        self.monkeypatch.setattr(parting, "BOUND", 0.01)
         self.monkeypatch.setattr(module, "lib", self.links)
         self.monkeypatch.setattr(module, "Journal", FakeJournal)
         self.monkeypatch.setattr(module, "replay", self._replay)

@@ -32,6 +32,7 @@ class Link:
     err: int = 0
     attached: int = 0
     unanswered: int = 0
+    may_still_write: bool = False
     ended: int = 0
     answers: int = 0
     """So many requests will be answered yet: one with every look."""
@@ -127,7 +128,7 @@ class Links:
         if link.answers:
             link.answers -= 1
             link.ended += 1
-        for name in ("state", "loss", "err", "attached", "unanswered", "ended"):
+        for name in ("state", "loss", "err", "attached", "unanswered", "may_still_write", "ended"):
             setattr(out, name, getattr(link, name))
 
     def nbd_unflushed(self, _links: object) -> bool:

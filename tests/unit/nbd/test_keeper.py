@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from socket import SHUT_RDWR, socket
 from typing import Any
 
 import pytest
 
 from tests.unit.nbd.keeping import World
-from tests.unit.nbd.links import EXPORT, Links, refused
+from tests.unit.nbd.links import EXPORT, PATIENCE, Links, refused
 from ublkd._core import lib
+from ublkd.targets.nbd import parting
 from ublkd.targets.nbd.keeper import MOMENT
 
 Failing = list[Any]
@@ -106,6 +108,61 @@ def test_the_log_says_why(
     links.lose(0, getattr(lib, f"NBD_LOST_{loss}"), err)
     world.until_attached(2)
     assert f"connection lost: {words}; requests wait" in caplog.text
+
+
+# --- what a server may still write -------------------------------------------
+
+
+def lose_with_writes(world: World, monkeypatch: pytest.MonkeyPatch, link: int = 0) -> socket:
+    """Nobody waits for so long in a test. Returns the server's end, which has heard ours."""
+    monkeypatch.setattr(parting, "BOUND", PATIENCE)
+    world.links.link[link].may_still_write = True
+    world.links.lose(link)
+    end = world.servers.ends[link]
+    end.settimeout(PATIENCE)
+    assert end.recv(1) == b""
+    return end
+
+
+def test_it_has_to_end_the_old_connection_before_a_new_one_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = world.keep(EXPORT, EXPORT, connections=2)
+    end = lose_with_writes(world, monkeypatch, link=1)
+    assert world.servers.patience == []
+    end.shutdown(SHUT_RDWR)
+    world.until_attached(2, link=1)
+    assert "fail 0" not in links.did
+
+
+def test_the_window_closes_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = world.keep(EXPORT, window=0.05)
+    end = lose_with_writes(world, monkeypatch)
+    links.until(lambda: "fail 0" in links.did)
+    assert world.servers.patience == []
+    end.shutdown(SHUT_RDWR)
+    world.until_attached(2)
+    assert "not connected: the server has not ended the old connection" in caplog.text
+
+
+def test_without_a_window_requests_fail_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = world.keep(EXPORT, window=0.0)
+    end = lose_with_writes(world, monkeypatch)
+    assert links.did == ["attach 0", "break 0", "fail 0"]
+    end.shutdown(SHUT_RDWR)
+    world.until_attached(2)
+
+
+def test_the_end_does_not_wait_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    links = world.keep()
+    lose_with_writes(world, monkeypatch)
+    world.stop()
+    links.until(lambda: "fail 0" in links.did)
+    assert world.servers.patience == []
 
 
 # --- pauses and the window --------------------------------------------------
