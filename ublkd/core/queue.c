@@ -78,6 +78,7 @@ static void on_refused(struct queue *q, uint16_t tag, int res)
 	}
 	q->tags[tag] = TAG_STOPPED;
 	q->nr_live--;
+	q->leaving |= res == UBLK_IO_RES_ABORT;
 	if (res != UBLK_IO_RES_ABORT)
 		end_with(q, res < 0 ? res : -EPROTO);
 }
@@ -256,10 +257,20 @@ static void fetch_all(struct queue *q)
 	reap(q);
 }
 
+/*
+ * A device that is quiesced: the driver takes back the commands of idle tags
+ * only, and hands out nothing more. What it had handed out before has come,
+ * once there is nothing to look at.
+ */
+static bool is_drained(struct queue *q)
+{
+	return q->leaving && !q->nr_serving && !ring_submit_and_look(&q->ring);
+}
+
 /* Only the driver ends this: until then every request gets its answer. */
 static int serve(struct queue *q)
 {
-	while (q->nr_live) {
+	while (q->nr_live && !is_drained(q)) {
 		int ret = ring_submit_and_wait(&q->ring);
 
 		if (ret < 0) {

@@ -45,6 +45,7 @@ struct queue {
 	unsigned int nr_unlend_tries;
 	unsigned int nr_live; /* tags that are not stopped */
 	unsigned int nr_serving;
+	bool leaving; /* the driver has begun to take back what it had */
 	const struct ublksrv_io_desc *iods;
 	size_t iods_bytes;
 	int error; /* the first one that ends the queue */

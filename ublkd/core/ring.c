@@ -2,7 +2,6 @@
 #include "ring.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <string.h>
 
 #define MAX_SQES 4096 /* more would only hold memory: a full SQ submits */
@@ -110,6 +109,13 @@ void ring_submit_all(struct ring *r)
 		if (ret < 0 && !passing(ret))
 			r->error = ret;
 	}
+}
+
+bool ring_submit_and_look(struct ring *r)
+{
+	ring_submit_all(r);
+	(void)io_uring_get_events(&r->uring);
+	return io_uring_cq_ready(&r->uring) > 0;
 }
 
 int ring_submit_and_wait(struct ring *r)

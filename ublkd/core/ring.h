@@ -7,6 +7,7 @@
 #define UBLKD_RING_H
 
 #include <liburing.h>
+#include <stdbool.h>
 
 struct ring {
 	struct io_uring uring;
@@ -48,6 +49,9 @@ void ring_reserve(struct ring *r, unsigned int n);
 
 /* Submits all that is there, or sets r->error. */
 void ring_submit_all(struct ring *r);
+
+/* Submits, and has the kernel tell what it has to tell; whether that is any. */
+bool ring_submit_and_look(struct ring *r);
 
 /* Submits, and waits for at least one completion; 0 or -errno. */
 int ring_submit_and_wait(struct ring *r);
