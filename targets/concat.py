@@ -59,6 +59,11 @@ class ConcatTarget:
     def describe(self) -> Mapping[str, OptionValue]:
         """The backings."""
         told = self._legs.describe()
+        # where one ends and the next begins is what the disk is
+        told["identity"] = tuple(
+            f"{backing.identity} from byte {start}"
+            for backing, start in zip(self._legs.backings, self._starts, strict=False)
+        )
         if self._left_out:
             told["warning"] = f"{self._left_out} bytes behind the last whole blocks are left out"
         return told

@@ -110,6 +110,7 @@ class Legs:
             max_discard=min(most for _, most in discards),
             max_write_zeroes=UNBOUNDED,
             max_members=max(max_members, len(self.backings) * lib.BACKING_MAX_MEMBERS),
+            recovery="reissue",
         )
 
     def fill_in(self, handle: Any) -> None:

@@ -136,5 +136,6 @@ class LoopTarget:
             max_discard=max_discard,
             max_write_zeroes=0 if backing.read_only else UNBOUNDED,
             max_members=lib.BACKING_MAX_MEMBERS,
+            recovery="reissue",
         )
         return params, warning

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ublkd._core import ffi, lib
+from ublkd.errors import UblkdError
 from ublkd.target import API_VERSION, Native, Option, OptionValue
 from ublkd.targets.legs import OPTIONS, Legs
 
@@ -49,6 +50,17 @@ class MirrorTarget:
         """The backings."""
         told = self._legs.describe()
         return told | ({"warning": self._warning} if self._warning else {})
+
+    def recovered(self, counters: Sequence[Mapping[str, Any]]) -> None:
+        """What the daemon before did without may lack what the others have."""
+        if not counters:
+            raise UblkdError(
+                "the counters of its daemon before are gone, and with them which files it did "
+                "without",
+                hint="delete the device, and make the files the same before they are used again",
+            )
+        for queue in counters:
+            self._handle.failed |= queue["failed_files"] >> 1  # leg n is fixed file n + 1
 
     def close(self) -> None:
         """Let go of the backings."""

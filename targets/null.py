@@ -44,6 +44,7 @@ class NullTarget:
             discard_granularity=block,
             max_discard=UNBOUNDED,
             max_write_zeroes=UNBOUNDED,
+            recovery="reissue",
         )
         try:
             self._zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)

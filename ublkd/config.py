@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ublkd import registry
-from ublkd.errors import UsageError, printable
-from ublkd.features import Lease
+from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.features import Lease, Recovery
 from ublkd.target import Option, OptionValue
 from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
+
+Kind = TypeVar("Kind", Lease, Recovery)
 
 MAX_SECONDS = 1_000_000_000
 MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
@@ -37,6 +40,7 @@ class DeviceConfig:
     max_io: int = 512 << 10  # bytes of the largest request
     lease: Lease | None = None  # None: the best there is
     partscan: bool = True  # the kernel looks for partitions
+    recovery: Recovery | None = None  # None: what the target says
     paths: tuple[str, ...] = ()  # those among the options
 
 
@@ -207,6 +211,34 @@ def _paths(known: Mapping[str, Option], values: Mapping[str, OptionValue]) -> tu
     return tuple(found)
 
 
+def remembered(target: str, kept: Mapping[str, Any], **rest: Any) -> DeviceConfig:
+    """A device that was asked for before, by the options as they were kept in a file.
+
+    ``rest`` are the other fields. Raises UblkdError for an option that no longer exists.
+    """
+    known = registry.options_of(target, lambda option: _text(kept.get(option.replace("-", "_"))))
+    values = {option.key: option.default for option in known.values()}
+    if lost := sorted(set(kept) - set(values)):
+        raise UblkdError(
+            f"target {target} has no option {printable(lost[0])!r} any more, with which the device "
+            "was added",
+            hint="install the version of ublkd, or of the plug-in, that has it",
+        )
+    # JSON has no tuples
+    values |= {key: tuple(v) if isinstance(v, list) else v for key, v in kept.items()}
+    return DeviceConfig(target=target, options=values, paths=_paths(known, values), **rest)
+
+
+def _one_of(kinds: type[Kind], option: str, text: str) -> Kind:
+    choices = [str(kind.value) for kind in kinds]
+    if text not in choices:
+        raise UsageError(
+            f"--{option} {printable(text)!r} is none of its choices",
+            hint="one of " + ", ".join(choices),
+        )
+    return kinds(text)
+
+
 def _text(raw: RawOption) -> str | None:
     return raw if isinstance(raw, str) else None
 
@@ -222,6 +254,7 @@ def build(
     max_io: str | None = None,
     lease: str | None = None,
     partscan: bool = True,
+    recovery: str | None = None,
 ) -> DeviceConfig:
     """Check everything that can be checked without the machine. Raises UsageError.
 
@@ -229,12 +262,6 @@ def build(
     """
     known = registry.options_of(target, lambda option: _text(options.get(option)))
     default = DeviceConfig(target=target, options={})
-    leases = [kind.value for kind in Lease]
-    if lease is not None and lease not in leases:
-        raise UsageError(
-            f"--lease {printable(lease)!r} is none of its choices",
-            hint="one of " + ", ".join(leases),
-        )
     values = parse_options(target, known, options)
     return DeviceConfig(
         target=target,
@@ -245,6 +272,7 @@ def build(
         queues=default.queues if queues is None else _number("queues", queues, 1, MAX_QUEUES),
         depth=default.depth if depth is None else _number("depth", depth, 1, MAX_DEPTH),
         max_io=default.max_io if max_io is None else _size(MAX_IO, max_io),
-        lease=None if lease is None else Lease(lease),
+        lease=None if lease is None else _one_of(Lease, "lease", lease),
         partscan=partscan,
+        recovery=None if recovery is None else _one_of(Recovery, "recovery", recovery),
     )

@@ -165,19 +165,42 @@ class Control:
                 hint="this is a defect of the target: please report it",
             ) from error
 
+    def get_params(self, dev_id: int) -> Params:
+        """The disk as the driver knows it; what is for ublkd alone has its defaults."""
+        return _params(self._raw_params(dev_id))
+
     def get_size(self, dev_id: int) -> int:
         """Bytes of the disk; 0 where the driver does not tell."""
-        raw = ffi.new("struct ublk_params *")
-        raw.len = ffi.sizeof(raw[0])
         try:
-            self._command(Cmd.GET_PARAMS, dev_id, buf=raw, length=raw.len)
+            return int(self._raw_params(dev_id).basic.dev_sectors) * SECTOR
         except (CommandError, TimedOutError):  # a device that hangs does not tell
             return 0
-        return int(raw.basic.dev_sectors) * SECTOR
+
+    def _raw_params(self, dev_id: int) -> Any:
+        raw = ffi.new("struct ublk_params *")
+        raw.len = ffi.sizeof(raw[0])
+        self._command(Cmd.GET_PARAMS, dev_id, buf=raw, length=raw.len)
+        return raw
 
     def start_dev(self, dev_id: int, pid: int) -> None:
         """Make /dev/ublkbN; every tag's FETCH must be in the driver already."""
         self._command(Cmd.START_DEV, dev_id, data=pid, seconds=SLOW_SECONDS)
+
+    def start_recovery(self, dev_id: int) -> None:
+        """Ask for a device that nobody serves; CommandError with EBUSY while somebody does."""
+        self._command(Cmd.START_USER_RECOVERY, dev_id)
+
+    def end_recovery(self, dev_id: int, pid: int) -> None:
+        """Have requests come again; every tag's FETCH must be in the driver already."""
+        self._command(Cmd.END_USER_RECOVERY, dev_id, data=pid, seconds=SLOW_SECONDS)
+
+    def quiesce_dev(self, dev_id: int, seconds: float) -> None:
+        """Have the server's idle commands taken back, and no request come any more (QUIESCE).
+
+        CommandError with EBUSY where after ``seconds`` a queue had none that was idle.
+        """
+        milliseconds = max(1, int(seconds * 1000))  # 0 would be for ever
+        self._command(Cmd.QUIESCE_DEV, dev_id, data=milliseconds, seconds=seconds + QUICK_SECONDS)
 
     def stop_dev(self, dev_id: int) -> None:
         """Take the disk away; waits for requests in flight."""
@@ -243,6 +266,26 @@ def _raw_params(params: Params, max_io: int) -> Any:
         raw.discard.max_write_zeroes_sectors = params.max_write_zeroes // SECTOR
         raw.discard.max_discard_segments = 1
     return raw
+
+
+def _params(raw: Any) -> Params:
+    basic, attrs = raw.basic, Attr(raw.basic.attrs)
+    discards = bool(raw.types & ParamType.DISCARD)
+    return Params(
+        size=basic.dev_sectors * SECTOR,
+        logical_block=1 << basic.logical_bs_shift,
+        physical_block=1 << basic.physical_bs_shift,
+        io_min=1 << basic.io_min_shift,
+        io_opt=1 << basic.io_opt_shift,
+        dma_align=raw.dma.alignment + 1 if raw.types & ParamType.DMA_ALIGN else Params.dma_align,
+        read_only=Attr.READ_ONLY in attrs,
+        rotational=Attr.ROTATIONAL in attrs,
+        volatile_cache=Attr.VOLATILE_CACHE in attrs,
+        fua=Attr.FUA in attrs,
+        discard_granularity=raw.discard.discard_granularity if discards else 0,
+        max_discard=raw.discard.max_discard_sectors * SECTOR if discards else 0,
+        max_write_zeroes=raw.discard.max_write_zeroes_sectors * SECTOR if discards else 0,
+    )
 
 
 def unavailable(number: int) -> NotPossibleError:

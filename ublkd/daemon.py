@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
-import syslog
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
-from ublkd import below, manage, registry
+from ublkd import below, manage, recovery, registry
+from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
 from ublkd.device import Device
-from ublkd.errors import BY_EXIT_CODE, UblkdError, internal, printable, trace_of
-from ublkd.features import groups, negotiate
+from ublkd.errors import UblkdError
+from ublkd.features import Recovery, groups, negotiate
+from ublkd.manage import Found
 from ublkd.state import StateDir, new_cookie
 from ublkd.target import Target
 from ublkd.uevent import wait_for_node
 
-START_SECONDS = 120
-"""How long ``add`` waits for the daemon. Each step has a shorter deadline of its own."""
 NODE_SECONDS = 15
 POLL_SECONDS = 3600  # a wait without an end is cut into these
 
@@ -40,9 +36,6 @@ class Ready:
     def node(self) -> str:
         """The block node."""
         return f"/dev/ublkb{self.id}"
-
-
-Log = Callable[[str], None]
 
 
 def _open_target(config: DeviceConfig) -> Target:
@@ -89,6 +82,8 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
                 groups=groups(),
                 partscan=config.partscan,
                 in_memory=target.params.in_memory,
+                recovery=config.recovery,
+                recovery_default=Recovery(target.params.recovery),
             )
             device = Device(control, config, target, features, StateDir(), cookie=cookie)
         except BaseException:
@@ -97,14 +92,35 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
         with logged(log), _signals() as signalled, device as disk:
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
-                f"{features.lease.value}")  # fmt: skip
-            _wait(disk, signalled)
-            if failure := disk.failure:
-                disk.leave()
-                raise UblkdError(f"/dev/ublkb{disk.id} failed: {failure}")
-            if disk.stopped_by_others:
-                disk.leave()
-            log(f"/dev/ublkb{disk.id} ends")
+                f"{features.lease.value}, recovery {features.recovery.value}")  # fmt: skip
+            _until_the_end(disk, signalled, log)
+
+
+def serve_again(dev_id: int, cookie: int, ready: Callable[[Ready], None], log: Log) -> None:
+    """Serve a device that the driver has kept when its daemon died, until it is stopped or a signal
+    arrives. Raises UblkdError as ``serve`` does; the device is then as it was before.
+    """
+    from ublkd.log import logged
+
+    states = StateDir()
+    with Control() as control:
+        taken = recovery.take(control, states, dev_id, cookie)
+        device = recovery.device(control, states, taken)
+        with logged(log), _signals() as signalled, device as disk:
+            with contextlib.suppress(OSError):  # it is served, whether anybody hears of it or not
+                ready(Ready(id=disk.id))
+            log(f"/dev/ublkb{disk.id} is served again")
+            _until_the_end(disk, signalled, log)
+
+
+def _until_the_end(disk: Device, signalled: int, log: Log) -> None:
+    _wait(disk, signalled)
+    if failure := disk.failure:
+        disk.leave()
+        raise UblkdError(f"/dev/ublkb{disk.id} failed: {failure}", hint="see 'ublkd list'")
+    if disk.stopped_by_others:
+        disk.leave()
+    log(f"/dev/ublkb{disk.id} ends")
 
 
 def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
@@ -137,83 +153,43 @@ def start(config: DeviceConfig) -> Ready:
 
     Raises UblkdError with the daemon's own reason; there is no device and no process then.
     """
-    with Control():  # no module, no privilege: better said here than by a child
+    with Control() as control:  # no module, no privilege: better said here than by a child
         StateDir().prepare()
+        manage.sweep(control, StateDir())
     cookie = new_cookie()
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    # an interrupt right behind the fork would leave a daemon that nobody ends
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    pid = os.fork()
-    if pid == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(read_end)
-        _daemon(config, cookie, write_end)
+
+    def task(tell: Tell, log: Log) -> None:
+        serve(config, cookie, lambda ready: tell(asdict(ready)), log)
+
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(write_end)
-        ready = _hear(read_end, pid)
-        wait_for_node(ready.node, NODE_SECONDS)
+        with Child(task) as child:
+            try:
+                ready = Ready(**child.hear())
+                wait_for_node(ready.node, NODE_SECONDS)
+            except BaseException:
+                child.end()
+                raise
     except BaseException:
-        _end(pid)
         _sweep(cookie)
         raise
-    finally:
-        os.close(read_end)
     return ready
 
 
-def _hear(read_end: int, pid: int) -> Ready:
-    """The daemon's one message, whole; it is over when the pipe is closed."""
-    until, raw = time.monotonic() + START_SECONDS, b""
-    while not raw.endswith(b"\n"):
-        left = max(0.0, until - time.monotonic())
-        if not select.select([read_end], [], [], left)[0]:
-            raise UblkdError(
-                f"the daemon (process {pid}) was not ready within {START_SECONDS} seconds",
-                hint="see the system log for ublkd, and dmesg",
-            )
-        part = os.read(read_end, 65536)
-        if not part:
-            raise UblkdError(
-                f"the daemon died before it was ready ({_how_it_died(pid)})",
-                hint="see the system log for ublkd; was it killed for lack of memory?",
-            )
-        raw += part
-    said: dict[str, Any] = json.loads(raw)
-    if "error" in said:
-        raise BY_EXIT_CODE.get(said["exit_code"], UblkdError)(said["error"], hint=said["hint"])
-    return Ready(id=said["id"], warnings=said["warnings"])
+def recover(found: Found) -> Ready:
+    """Start a daemon for a device whose own is gone; returns once it is served again.
 
+    Raises UblkdError with the daemon's own reason; the device is then as it was before.
+    """
 
-def _how_it_died(pid: int) -> str:
-    status = os.waitpid(pid, 0)[1]
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exit status {code}"
-    named = -code in {int(number) for number in signal.Signals}
-    return f"signal {signal.Signals(-code).name if named else -code}"
+    def task(tell: Tell, log: Log) -> None:
+        serve_again(found.info.id, found.info.cookie, lambda ready: tell(asdict(ready)), log)
 
-
-def _end(pid: int) -> None:
-    """End a daemon that is of no use: gently, then not."""
-    try:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return
-    except ChildProcessError:  # reaped already: the number may be somebody else's by now
-        return
-    for number, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0)):
+    with Child(task) as child:
         try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            try:
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    return
-            except ChildProcessError:
-                return
-            time.sleep(0.02)
+            return Ready(**child.hear())
+        except UblkdError:
+            child.kill()
+            raise
 
 
 def _sweep(cookie: int) -> None:
@@ -223,52 +199,3 @@ def _sweep(cookie: int) -> None:
         for device in manage.devices(control, states):
             if device.info.cookie == cookie:
                 manage.delete(control, states, device, force=True)
-
-
-def _daemon(config: DeviceConfig, cookie: int, write_end: int) -> None:
-    """The child's whole life. Never returns."""
-    code = 1
-    try:
-        _detach(write_end)
-        syslog.openlog("ublkd", syslog.LOG_PID, syslog.LOG_DAEMON)
-        code = _report(config, cookie, write_end)
-    finally:
-        os._exit(code)  # the parent's clean-up is the parent's
-
-
-def _detach(keep: int) -> None:
-    os.setsid()
-    os.chdir("/")
-    os.umask(0o077)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    keep_these = sorted({0, 1, 2, keep})
-    for low, high in zip(keep_these, [*keep_these[1:], 1 << 20], strict=True):
-        os.closerange(low + 1, high)
-
-
-def _report(config: DeviceConfig, cookie: int, write_end: int) -> int:
-    told = False
-
-    def tell(message: dict[str, Any]) -> None:
-        nonlocal told
-        if told:
-            return
-        told = True
-        os.write(write_end, json.dumps(message).encode() + b"\n")
-        os.close(write_end)
-
-    def ready(what: Ready) -> None:
-        tell({"id": what.id, "warnings": what.warnings})
-
-    try:
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        serve(config, cookie, ready, lambda line: syslog.syslog(syslog.LOG_INFO, printable(line)))
-    except Exception as error:
-        known = error if isinstance(error, UblkdError) else internal(error)
-        for line in [*trace_of(known), known.message]:
-            syslog.syslog(syslog.LOG_ERR, printable(line))
-        tell({"error": known.message, "hint": known.hint, "exit_code": known.exit_code})
-        return known.exit_code
-    return 0

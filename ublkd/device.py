@@ -1,4 +1,7 @@
-"""A device's life, top to bottom: add, params, queues, start ... stop, del."""
+"""A device's life, top to bottom: add, params, queues, start ... stop, del.
+
+Or, for one that the driver has kept when its daemon died: queues, END_USER_RECOVERY ... stop, del.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import contextlib
 import errno
 import os
 import select
-import socket
-import stat
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,16 +20,27 @@ from ublkd.config import DeviceConfig
 from ublkd.control import ANY_ID, CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, reason
 from ublkd.features import Features, granted, streams
+from ublkd.plugin import refuse_shared_streams
 from ublkd.queue import Queue, QueueConfig
 from ublkd.state import DeviceState, StateDir, is_ours, name_taken
 from ublkd.target import Target
 from ublkd.target.bridge import serving
+from ublkd.uapi import Feature
 
 READY_SECONDS = 30
 END_SECONDS = 60
 
 _stuck: list[ExitStack] = []
 """What the threads of queues that did not end may still use, kept until the process ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A device that the driver has kept, and that this process has taken over."""
+
+    info: DevInfo
+    state: DeviceState
+    dev_fd: int  # /dev/ublkcN: whoever has it open is the one
 
 
 class Device:
@@ -48,8 +61,9 @@ class Device:
         *,
         cookie: int,
         lease_slots: int | None = None,
+        taken: Taken | None = None,
     ) -> None:
-        """Takes the target over, to close it, once entered.
+        """Takes the target over, to close it, once entered; and ``taken``, if it is there already.
 
         ``cookie``: 64 bits that mark the device in the driver (state.new_cookie).
 
@@ -63,12 +77,14 @@ class Device:
         self._states = states
         self._cookie = cookie
         self._lease_slots = lease_slots
+        self._taken = taken
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Becomes readable when a queue has ended, and stays so."""
         self._queues: list[Queue] = []
         self._undo = ExitStack()
         self._dev_fd: int | None = None
         self._left = False
+        self._started = False
         self.info: DevInfo | None = None
 
     @property
@@ -102,18 +118,16 @@ class Device:
             # the target is let go last: its lock must outlive every queue's I/O
             undo.callback(self._target.close)
             undo.callback(os.close, self.ended_fd)
-            self.info = self._add()
-            undo.callback(self._forget)
-            undo.callback(self._delete)
-            granted(self._features, self.info.flags)
-            self._control.set_params(self.id, self._target.params, max_io=self.info.max_io)
+            self.info = self._take(undo) if self._taken else self._make(undo)
             counters = undo.enter_context(
-                stats.create(self._states.counters(self.id), self.info.queues)
+                stats.create(
+                    self._states.counters(self.id), self.info.queues, keep=bool(self._taken)
+                )
             )
-            dev_fd = self._dev_fd = self._open_char_device()
+            dev_fd = self._dev_fd = self._dev_fd or self._open_char_device()
             undo.callback(self._close_char_device)
             self._start_queues(dev_fd, counters)
-            self._control.start_dev(self.id, os.getpid())
+            self._start()
         except BaseException as error:
             self._unwind(undo, type(error), error, error.__traceback__)
             raise
@@ -130,6 +144,9 @@ class Device:
         """End the queues, then undo the rest; with a queue that does not end, undo nothing: its
         thread still uses the counters, the files and the target.
         """
+        if self._waits_for_another:
+            _stuck.append(undo)  # the process's end lets go of all
+            return
         try:
             self._end_queues()
         except UblkdError:
@@ -159,6 +176,33 @@ class Device:
         return bool(select.select([self.ended_fd], [], [], seconds)[0])
 
     # --- the steps of __enter__, in their order ---------------------------------------------
+
+    def _make(self, undo: ExitStack) -> DevInfo:
+        info = self.info = self._add()
+        undo.callback(self._forget)
+        undo.callback(self._delete)
+        granted(self._features, info.flags)
+        self._control.set_params(info.id, self._target.params, max_io=info.max_io)
+        return info
+
+    def _take(self, undo: ExitStack) -> DevInfo:
+        assert self._taken
+        self._left = True  # until requests come: what fails before may be tried again
+        info, self._dev_fd = self._taken.info, self._taken.dev_fd
+        undo.callback(self._forget)
+        undo.callback(self._delete)
+        return info
+
+    def _start(self) -> None:
+        assert self.info is not None
+        if self._taken:
+            self._states.write(self._state(self.info))
+            self._control.end_recovery(self.id, os.getpid())
+            self._left = False
+        else:
+            self._control.start_dev(self.id, os.getpid())
+            self._states.write(replace(self._state(self.info), started=True))
+        self._started = True
 
     def _add(self) -> DevInfo:
         config = self._config
@@ -236,6 +280,8 @@ class Device:
             options=dict(self._config.options),
             lease=self._features.lease.value,
             refused={lease.value: why for lease, why in self._features.refused.items()},
+            recovery_reason=self._features.recovery_reason,
+            started=bool(self._taken),
             describe=dict(self._target.describe()),
         )
 
@@ -258,7 +304,7 @@ class Device:
     def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
         assert self.info is not None
         slots = self.info.depth if self._lease_slots is None else self._lease_slots
-        self._refuse_shared_streams(len(counters))
+        refuse_shared_streams(self._config.target, self._target.files(), len(counters))
         native = serving(self._target, self._config.target)
         fixed_streams = streams()
         for qid, counter in enumerate(counters):
@@ -285,24 +331,21 @@ class Device:
         for queue in self._queues:
             queue.wait_ready(READY_SECONDS)
 
-    def _refuse_shared_streams(self, queues: int) -> None:
-        """Two queues, or two lanes, on one stream would put messages into each other's."""
-        streams = [os.fstat(fd).st_ino for fd in self._target.files() if _is_stream(fd)]
-        if len(set(streams)) < len(streams):
-            raise UblkdError(
-                f"target {self._config.target} names one socket twice in files()",
-                hint="this is a defect of the target: tell whoever made it",
-            )
-        if queues > 1 and streams:
-            raise UblkdError(
-                f"target {self._config.target} has a socket, which {queues} queues cannot share",
-                hint="use --queues 1; its Params should say so in max_queues",
-            )
-
     def _on_queue_end(self) -> None:
         os.eventfd_write(self.ended_fd, 1)
 
     # --- and their undoing ------------------------------------------------------------------
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether the driver keeps it for another daemon once this one has gone."""
+        return self._left and self.info is not None and Feature.USER_RECOVERY in self.info.flags
+
+    @property
+    def _waits_for_another(self) -> bool:
+        """Whether its queues could only be ended together with the device, which shall live on."""
+        unserved = not self._started or self.failure
+        return bool(self._is_kept and unserved and not all(q.ended for q in self._queues))
 
     def _end_queues(self) -> None:
         """Stop the device, which ends the queues, and wait for their threads."""
@@ -312,8 +355,9 @@ class Device:
         if all(queue.ended for queue in self._queues):
             # what they left unanswered only the driver can fail, once nobody serves
             self._close_char_device()
-        with contextlib.suppress(UblkdError):
-            self._control.stop_dev(self.id)
+        if not self._is_kept:
+            with contextlib.suppress(UblkdError):
+                self._control.stop_dev(self.id)
         until = time.monotonic() + END_SECONDS
         stuck = [q.qid for q in self._queues if not q.join(max(0.0, until - time.monotonic()))]
         if stuck:
@@ -342,10 +386,3 @@ class Device:
         except CommandError as error:
             if error.errno != errno.ENODEV:  # somebody else was faster
                 raise
-
-
-def _is_stream(fd: int) -> bool:
-    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-        return False
-    with socket.socket(fileno=os.dup(fd)) as probe:
-        return probe.type == socket.SOCK_STREAM

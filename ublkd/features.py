@@ -30,7 +30,28 @@ class Lease(Enum):
         return int(getattr(lib, "LEASE_" + self.name))
 
 
+class Recovery(Enum):
+    """What becomes of a device whose daemon dies. The values are the words of the command line."""
+
+    NONE = "none"
+    QUEUE = "queue"
+    REISSUE = "reissue"
+    FAIL = "fail"
+
+    @property
+    def flags(self) -> Feature:
+        """What it is to the driver."""
+        return RECOVERY_FLAGS[self]
+
+
 NOTHING = Feature(0)
+
+RECOVERY_FLAGS = {
+    Recovery.NONE: NOTHING,
+    Recovery.QUEUE: Feature.USER_RECOVERY,
+    Recovery.REISSUE: Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE,
+    Recovery.FAIL: Feature.USER_RECOVERY | Feature.USER_RECOVERY_FAIL_IO,
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,8 @@ class Features:
     lease: Lease
     flags: Feature
     refused: Mapping[Lease, str] = field(default_factory=dict)
+    recovery: Recovery = Recovery.NONE
+    recovery_reason: str = ""
 
 
 def names(flags: Feature) -> list[str]:
@@ -102,6 +125,40 @@ def _obstacle(rung: Rung, offered: Feature, groups: bool, in_memory: bool) -> st
     return NO_GROUPS if rung.lease is Lease.GROUP and not groups else ""
 
 
+def _recovery(offered: Feature, wanted: Recovery | None, default: Recovery) -> tuple[Recovery, str]:
+    """The recovery, and why it is this one. Raises NotPossibleError."""
+    missing = (wanted or default).flags & ~offered
+    lacks = f"the kernel lacks {', '.join(names(missing))}"
+    if wanted and missing:
+        raise NotPossibleError(
+            f"recovery {wanted.value} is not possible: {lacks}",
+            hint="leave --recovery out to get what the target can do here",
+        )
+    if wanted:
+        return wanted, f"--recovery {wanted.value} was asked for"
+    return (Recovery.NONE, lacks) if missing else (default, "the target's own")
+
+
+def recovery_of(flags: Feature) -> Recovery:
+    """That of a device, by the flags that the driver has for it."""
+    mask = RECOVERY_FLAGS[Recovery.REISSUE] | RECOVERY_FLAGS[Recovery.FAIL]
+    found = (kind for kind, bits in RECOVERY_FLAGS.items() if bits == flags & mask)
+    return next(found, Recovery.NONE)
+
+
+def lease_of(flags: Feature, remembered: str) -> Lease | None:
+    """That of a device by its flags; what is remembered decides where two have the same."""
+    mask = LADDER[0].needs
+    fitting = [rung.lease for rung in LADDER if (rung.needs | rung.asks) & mask == flags & mask]
+    named = (lease for lease in fitting if lease.value == remembered)
+    return next(named, next((lease for lease in fitting if lease is not Lease.GROUP), None))
+
+
+def lends(lease: Lease) -> bool:
+    """Whether the request's own pages are used."""
+    return next(rung.lends for rung in LADDER if rung.lease is lease)
+
+
 def survey(offered: Feature, *, groups: bool = False) -> dict[Lease, str]:
     """Every lease, best first, with what stands in its way; nothing where it can be had."""
     return {rung.lease: _obstacle(rung, offered, groups, in_memory=False) for rung in LADDER}
@@ -114,11 +171,14 @@ def negotiate(
     groups: bool = False,
     partscan: bool = True,
     in_memory: bool = False,
+    recovery: Recovery | None = None,
+    recovery_default: Recovery = Recovery.NONE,
 ) -> Features:
     """Choose the best lease that ``offered`` (the driver's features) and ``groups`` allow.
 
     ``in_memory``: the target must see the bytes. ``wanted`` insists on one lease. Without
-    ``partscan`` the kernel shall not look for partitions.
+    ``partscan`` the kernel shall not look for partitions. ``recovery`` insists on one, where the
+    target's ``recovery_default`` is only tried.
     Raises NotPossibleError with the reason if either cannot be had.
     """
     if REQUIRED not in offered:
@@ -132,6 +192,8 @@ def negotiate(
             "this kernel always looks for partitions: it lacks NO_AUTO_PART_SCAN",
             hint="--no-partscan needs Linux 7.0 or newer",
         )
+    kind, why = _recovery(offered, recovery, recovery_default)
+    extra |= kind.flags | (offered & Feature.QUIESCE if kind.flags else NOTHING)
     refused: dict[Lease, str] = {}
     for rung in LADDER:
         if obstacle := _obstacle(rung, offered, groups, in_memory):
@@ -139,7 +201,8 @@ def negotiate(
         elif wanted not in (None, rung.lease):
             refused[rung.lease] = f"--lease {wanted.value} was asked for" if wanted else ""
         else:
-            return Features(rung.lease, rung.needs | rung.asks | REQUIRED | extra, refused)
+            flags = rung.needs | rung.asks | REQUIRED | extra
+            return Features(rung.lease, flags, refused, kind, why)
         if wanted is rung.lease:
             break
     assert wanted is not None  # the last rung needs nothing

@@ -11,18 +11,28 @@ import os
 import re
 import select
 import signal
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ublkd import stats
 from ublkd.control import CommandError, Control, DevInfo
-from ublkd.errors import UblkdError, printable
+from ublkd.errors import NotPossibleError, UblkdError, printable
+from ublkd.features import Recovery, recovery_of
 from ublkd.state import DeviceState, StateDir, is_ours
 from ublkd.uapi import DevState, Feature
 
+UNSERVED = (DevState.QUIESCED, DevState.FAIL_IO)
+"""States of a device whose daemon is gone and may be followed by another."""
+
 CHAR_CLASS = Path("/sys/class/ublk-char")
 GONE_SECONDS = 30
+QUIESCE_SECONDS = 30
+PF_EXITING = 0x4  # <linux/sched.h>
+
+REMEMBERED = ("name", "target", "options", "lease", "refused", "recovery_reason", "describe")
+"""What ``list --json`` tells of what is remembered."""
 
 STOPPING = signal.SIGUSR2
 """Tells a daemon that its device is about to be stopped: the driver cannot do that before the last
@@ -49,6 +59,25 @@ class Found:
         return is_ours(self.info.cookie)
 
     @property
+    def pid(self) -> int:
+        """Of the process that serves it; 0: none.
+
+        The driver forgets no process that died, and the number may be another's by now.
+        """
+        return max(0, self.info.pid) if self.info.state is DevState.LIVE else 0
+
+    @property
+    def served(self) -> bool:
+        """Whether a process serves it that is not about to end."""
+        return bool(self.pid) and _serves(self.pid)
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether it is ours, and the driver keeps it for a daemon that is not there."""
+        kept = recovery_of(self.info.flags) is not Recovery.NONE
+        return self.ours and kept and self.info.state is not DevState.DEAD and not self.served
+
+    @property
     def called(self) -> str:
         """How a message names it."""
         name = self.state.name if self.state else None
@@ -67,14 +96,15 @@ class Found:
             "queues": info.queues,
             "depth": info.depth,
             "max_io": info.max_io,
-            "pid": info.pid if info.pid > 0 else None,
+            "pid": self.pid or None,
+            "recovery": recovery_of(info.flags).value,
             "flags": [f.name for f in Feature if f in info.flags],
             "target": None,
             "lease": None,
         }
         if self.state:
             remembered = asdict(self.state)
-            for key in ("name", "target", "options", "lease", "refused", "describe"):
+            for key in REMEMBERED:
                 told[key] = remembered[key]
         return told
 
@@ -86,11 +116,12 @@ def devices(control: Control, states: StateDir) -> list[Found]:
     except OSError:
         return []
     ids = sorted(int(m[1]) for n in names if (m := re.fullmatch(r"ublkc(\d+)", n)))
-    found = (_look(control, states, dev_id) for dev_id in ids)
+    found = (look(control, states, dev_id) for dev_id in ids)
     return [device for device in found if device]
 
 
-def _look(control: Control, states: StateDir, dev_id: int) -> Found | None:
+def look(control: Control, states: StateDir, dev_id: int) -> Found | None:
+    """The device of a number, if there is one."""
     try:
         info = control.get_dev_info(dev_id)
     except CommandError as error:
@@ -103,6 +134,19 @@ def _look(control: Control, states: StateDir, dev_id: int) -> Found | None:
     return Found(info=info, size=control.get_size(dev_id), state=state)
 
 
+def sweep(control: Control, states: StateDir) -> None:
+    """Delete what an add that was killed has left: no disk, and nobody who makes it one."""
+    for dev_id in states.ids():
+        state = states.read(dev_id)
+        if state is None or state.started or Path(f"/proc/{state.pid}").exists():
+            continue
+        with states.lock(), contextlib.suppress(UblkdError):
+            found = look(control, states, dev_id)
+            if found and found.state == state and found.info.state is DevState.DEAD:
+                control.del_dev(dev_id)
+                states.remove(dev_id)
+
+
 def find(control: Control, states: StateDir, word: str) -> Found:
     """The device that a number, a name or a node's path means. Raises UblkdError."""
     match = re.fullmatch(r"(?:(?:/dev/)?ublk[bc])?([0-9]{1,7})", word)
@@ -111,7 +155,7 @@ def find(control: Control, states: StateDir, word: str) -> Found:
     else:
         named = (i for i in states.ids() if (state := states.read(i)) and state.name == word)
         dev_id = next(named, -1)
-    device = _look(control, states, dev_id) if dev_id >= 0 else None
+    device = look(control, states, dev_id) if dev_id >= 0 else None
     if device is None or not (match or device.state):
         raise UblkdError(
             f"there is no ublk device {printable(word)!r}",
@@ -137,7 +181,8 @@ def _claimed(node: str) -> bool:
     return False
 
 
-def _refuse_foreign(device: Found) -> None:
+def refuse_foreign(device: Found) -> None:
+    """Raise UblkdError for a device that another program has made."""
     if not device.ours:
         raise UblkdError(
             f"{device.node} was not made by ublkd and is left alone",
@@ -146,12 +191,15 @@ def _refuse_foreign(device: Found) -> None:
 
 
 def _refuse_claimed(device: Found, force: bool) -> None:
-    if not force and device.info.state is DevState.LIVE and _claimed(device.node):
-        raise UblkdError(
-            f"{device.called} is in use: mounted, or part of another block device",
-            hint=f"see 'lsblk {device.node}'; unmount it first, or use --force and lose what is "
-            "not written yet",
-        )
+    if force or device.info.state is DevState.DEAD or not _claimed(device.node):
+        return
+    first = "unmount it first"
+    if device.info.state in UNSERVED:
+        first = f"nobody serves it: 'ublkd recover {device.info.id}'"
+    raise UblkdError(
+        f"{device.called} is in use: mounted, or part of another block device",
+        hint=f"see 'lsblk {device.node}'; {first}, or use --force and lose what is not written yet",
+    )
 
 
 def stop(control: Control, states: StateDir, found: Found, *, force: bool = False) -> None:
@@ -164,10 +212,10 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
     if device is None:
         return  # it is gone, which is what was wanted
     _refuse_claimed(device, force)
-    with _watch(device.info.pid) as daemon:
+    with _watch(device.pid) as daemon:
         try:
             if force or Feature.SAFE_STOP_DEV not in device.info.flags:
-                _tell(daemon, device.info.pid)
+                _tell(daemon, device.pid)
                 control.stop_dev(device.info.id)
             else:
                 control.try_stop_dev(device.info.id)
@@ -182,6 +230,56 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
         _wait_gone(daemon, device)
 
 
+def refuse_unquiescable(device: Found) -> None:
+    """Raise the error for a device that cannot live without its daemon for a while."""
+    refuse_foreign(device)
+    if device.info.state is DevState.DEAD:
+        raise UblkdError(f"{device.called} is dead", hint=f"'ublkd del {device.info.id}'")
+    if recovery_of(device.info.flags) is Recovery.NONE:
+        raise UblkdError(
+            f"{device.called} was added with recovery none: it ends with its daemon",
+            hint="add it with --recovery queue or reissue",
+        )
+    if Feature.QUIESCE not in device.info.flags:
+        raise NotPossibleError(
+            f"{device.called} cannot be quiesced: the kernel lacks QUIESCE (Linux 6.16 has it)",
+            hint=f"'kill -9' of its daemon and then 'ublkd recover {device.info.id}' do without",
+        )
+
+
+def quiesce(control: Control, states: StateDir, found: Found) -> None:
+    """End the daemon and have the driver keep the device: requests wait for the next one."""
+    device = _again(control, states, found)
+    if device is None:
+        raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+    refuse_unquiescable(device)
+    until = time.monotonic() + QUIESCE_SECONDS
+    with _watch(device.pid) as daemon:
+        while device.info.state not in UNSERVED:
+            _have_taken_back(control, device)
+            if daemon is not None:
+                select.select([daemon], [], [], 0.1)
+            if time.monotonic() > until:
+                raise UblkdError(
+                    f"{device.called} is not quiesced: a request is still under way after "
+                    f"{QUIESCE_SECONDS} seconds; those that came later wait",
+                    hint=f"wait for it and quiesce again, or end process {device.pid} with "
+                    f"SIGKILL, and then 'ublkd recover {device.info.id}'",
+                )
+            device = _again(control, states, device)
+            if device is None:
+                raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+
+
+def _have_taken_back(control: Control, device: Found) -> None:
+    """The commands of idle tags: a queue that has none is not told, and asked again."""
+    try:
+        control.quiesce_dev(device.info.id, 1)
+    except CommandError as error:
+        if error.errno not in (errno.EBUSY, errno.ENODEV):
+            raise
+
+
 def delete(control: Control, states: StateDir, found: Found, *, force: bool = False) -> str:
     """Stop the device, wait for its daemon to end, and remove every trace of it.
 
@@ -194,8 +292,8 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     _refuse_claimed(device, force)
     free = True
     try:
-        with _watch(device.info.pid) as daemon:
-            _tell(daemon, device.info.pid)
+        with _watch(device.pid) as daemon:
+            _tell(daemon, device.pid)
             control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
@@ -212,8 +310,8 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
 
 def _again(control: Control, states: StateDir, found: Found) -> Found | None:
     """The device as it is now; None if it is gone, or another one has its number."""
-    _refuse_foreign(found)
-    now = _look(control, states, found.info.id)
+    refuse_foreign(found)
+    now = look(control, states, found.info.id)
     return now if now and now.info.cookie == found.info.cookie else None
 
 
@@ -240,9 +338,26 @@ def _tell(daemon: int | None, pid: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         status = Path(f"/proc/{pid}/status").read_text()
         caught = int(status.partition("SigCgt:")[2].split(maxsplit=1)[0], 16)
-        serves = any(_leads_to_ublk(link) for link in Path(f"/proc/{pid}/fd").iterdir())
-        if caught >> (STOPPING - 1) & 1 and serves:
+        if caught >> (STOPPING - 1) & 1 and _serves(pid):
             signal.pidfd_send_signal(daemon, STOPPING)
+
+
+def _serves(pid: int) -> bool:
+    """Whether the process has a device, and is not about to end."""
+    process = Path(f"/proc/{pid}")
+    try:
+        links = list((process / "fd").iterdir())
+        return any(map(_leads_to_ublk, links)) and not _is_ending(process)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_ending(process: Path) -> bool:
+    """Whether it has been killed: it may take a while until it is gone (proc(5))."""
+    flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
+    status = (process / "status").read_text()
+    pending = int(status.partition("SigPnd:")[2].split(maxsplit=1)[0], 16)
+    return bool(flags & PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
 
 
 def _leads_to_ublk(link: Path) -> bool:
@@ -254,7 +369,7 @@ def _leads_to_ublk(link: Path) -> bool:
 def _wait_gone(daemon: int | None, device: Found) -> None:
     if daemon is not None and not select.select([daemon], [], [], GONE_SECONDS)[0]:
         raise UblkdError(
-            f"the daemon of {device.called} (process {device.info.pid}) did not end within "
+            f"the daemon of {device.called} (process {device.pid}) did not end within "
             f"{GONE_SECONDS} seconds",
             hint="its I/O may be stuck in the backing; see dmesg for blocked tasks",
         )

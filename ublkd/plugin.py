@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args, get_type_hints
@@ -93,6 +96,12 @@ class Guarded:
             json.dumps(words)
             return words
 
+    def recovered(self, counters: Sequence[Mapping[str, Any]]) -> None:
+        """If the target wants to know."""
+        if hook := getattr(self._target, "recovered", None):
+            with blamed(self._maker, "recovered()"):
+                hook(counters)
+
     def close(self) -> None:
         """Let go of the target."""
         with blamed(self._maker, "close()"):
@@ -109,6 +118,28 @@ class Guarded:
 def guarded(target: object, maker: Maker) -> NativeTarget:
     """The target, so that its failures are its maker's."""
     return cast("NativeTarget", Guarded(target, maker))
+
+
+def refuse_shared_streams(target: str, files: Sequence[int], queues: int) -> None:
+    """Two queues, or two lanes, on one stream would put messages into each other's."""
+    streams = [os.fstat(fd).st_ino for fd in files if _is_stream(fd)]
+    if len(set(streams)) < len(streams):
+        raise UblkdError(
+            f"target {target} names one socket twice in files()",
+            hint="this is a defect of the target: tell whoever made it",
+        )
+    if queues > 1 and streams:
+        raise UblkdError(
+            f"target {target} has a socket, which {queues} queues cannot share",
+            hint="use --queues 1; its Params should say so in max_queues",
+        )
+
+
+def _is_stream(fd: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as probe:
+        return probe.type == socket.SOCK_STREAM
 
 
 # --- the options of a class -----------------------------------------------------------------

@@ -53,6 +53,8 @@ class DeviceState:
     options: Mapping[str, Any]
     lease: str
     refused: Mapping[str, str] = field(default_factory=dict)
+    recovery_reason: str = ""
+    started: bool = False  # it has been a disk: the driver does not tell
     describe: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
@@ -177,7 +179,7 @@ def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
         state = DeviceState(**found)
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = all(isinstance(v, str) for v in (state.target, state.lease))
+    texts = all(isinstance(v, str) for v in (state.target, state.lease, state.recovery_reason))
     maps = all(isinstance(v, dict) for v in (state.options, state.refused, state.describe))
     numbers = all(isinstance(v, int) for v in (state.cookie, state.pid, state.id))
     named = state.name is None or isinstance(state.name, str)

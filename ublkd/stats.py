@@ -20,6 +20,8 @@ GAUGES = (
     "in_flight",
     "lost_connections",
     "without_connection",
+    "acked_writes",
+    "flushed_writes",
     "short_members",
     "again_members",
     "requeues",
@@ -28,14 +30,20 @@ GAUGES = (
 )
 """What is counted of a queue and not of an op."""
 
+MOMENTARY = ("in_flight", "without_connection")
+"""Those that say how it is, and not what has been: they end with their daemon."""
+
 STRIDE = -(-ffi.sizeof("struct queue_stats") // 64) * 64
 """Bytes from one queue's counters to the next's: a cache line of theirs is nobody else's."""
 
 
 @contextmanager
-def create(path: Path, queues: int) -> Iterator[list[Any]]:
-    """Make the file and map it: one ``struct queue_stats *`` per queue, all zero."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+def create(path: Path, queues: int, *, keep: bool = False) -> Iterator[list[Any]]:
+    """Make the file and map it: one ``struct queue_stats *`` per queue, all zero.
+
+    ``keep`` goes on counting in what an earlier daemon of the device has left.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if keep else os.O_TRUNC)
     try:
         fd = os.open(path, flags, 0o600)
         try:
@@ -46,8 +54,14 @@ def create(path: Path, queues: int) -> Iterator[list[Any]]:
     except OSError as error:
         raise UblkdError(f"cannot make {path}: {reason(error)}", hint="is /run full?") from error
     base = ffi.from_buffer(area)
+    mapped = [ffi.cast("struct queue_stats *", base + STRIDE * qid) for qid in range(queues)]
+    for queue in mapped:
+        if queue.magic != lib.STATS_MAGIC:
+            ffi.buffer(queue)[:] = bytes(ffi.sizeof(queue[0]))
+        for name in MOMENTARY:
+            setattr(queue, name, 0)
     try:
-        yield [ffi.cast("struct queue_stats *", base + STRIDE * qid) for qid in range(queues)]
+        yield mapped
     finally:
         ffi.release(base)
         area.close()

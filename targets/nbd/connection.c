@@ -138,7 +138,7 @@ static bool has_waited(const struct link *l, const struct slot *s)
 static void settle_ticket(struct link *l, struct slot *s)
 {
 	if (s->state == SLOT_ANSWERED && !s->refused)
-		nbd_note_write(l->disk, s->ticket);
+		nbd_note_write(l, s->ticket);
 	else
 		nbd_note_failure(l->disk, s->ticket);
 	s->ticket = -1;

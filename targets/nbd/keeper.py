@@ -161,6 +161,16 @@ class Keeper:
         self._attach(connections)
         self._thread.start()
 
+    def recovered(self, acked: int, flushed: int) -> None:
+        """A daemon before this one has died: it had acknowledged so many writes, and the server had
+        flushed them up to that one. Its journal has died with it.
+        """
+        lib.nbd_inherit(self.links, acked, flushed)
+        if lib.nbd_unflushed(self.links) and self._settings.after_reconnect != "trust":
+            lib.nbd_fail_flush(self.links)
+            log.warning("%s: writes of the daemon before that no flush has covered may be lost: "
+                        "the next flush fails", self._shown)  # fmt: skip
+
     def stopping(self) -> None:
         """The disk is about to end: nothing waits for a server any more that does not answer."""
         os.eventfd_write(self._stop, 1)

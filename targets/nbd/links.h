@@ -95,6 +95,13 @@ bool nbd_unflushed(const struct nbd *n);
 void nbd_fail_flush(struct nbd *n);
 
 /*
+ * Writes that a daemon of this disk had acknowledged before it died, and up
+ * to which one they were flushed: the counting goes on there. Before any
+ * queue runs.
+ */
+void nbd_inherit(struct nbd *n, uint64_t acked, uint64_t flushed);
+
+/*
  * Those writes, in the order in which they were acknowledged: how many there
  * are; at most `max` are written. Their data is in the file that is the
  * target's first. Only while nothing is connected.

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ublkd._core import lib
 from ublkd.errors import UblkdError, UsageError, printable
@@ -165,6 +165,15 @@ class NbdTarget:
             told["warning"] = "; ".join(self._warnings)
         return told
 
+    def recovered(self, counters: Sequence[Mapping[str, Any]]) -> None:
+        """What a server has acknowledged to the daemon before, it may have lost since."""
+        if counters:
+            acked = max(queue["acked_writes"] for queue in counters)
+            flushed = max(queue["flushed_writes"] for queue in counters)
+        else:
+            acked, flushed = 1, 0  # nobody knows
+        self._keeper.recovered(acked, flushed)
+
     def stopping(self) -> None:
         """Nothing waits for a lost server any more."""
         self._keeper.stopping()
@@ -235,6 +244,7 @@ def _params(export: Export, connections: int, *, read_only: bool) -> Params:
         max_io=most_io,
         queues=connections,
         streams=1,
+        recovery="queue",  # the server may still be at what the dead daemon sent
     )
 
 

@@ -195,7 +195,6 @@ static int errno_of(uint32_t error)
 /* Writes that a flush has to cover, and the flushes that do. */
 static void note_success(struct link *l, struct slot *s)
 {
-	struct nbd *n = l->disk;
 	bool fua = be16toh(s->request.flags) & NBD_FLAG_FUA;
 
 	switch (be16toh(s->request.command)) {
@@ -204,10 +203,10 @@ static void note_success(struct link *l, struct slot *s)
 	case NBD_WRITE_ZEROES:
 		/* with a ticket once the journal has its data: link_keep() */
 		if (!fua && s->ticket < 0)
-			nbd_note_write(n, -1);
+			nbd_note_write(l, -1);
 		break;
 	case NBD_FLUSH:
-		nbd_note_flush(n, s->covers);
+		link_note_flush(l, s->covers);
 		break;
 	default:
 		break;

@@ -11,6 +11,7 @@
 #include "group.h"
 #include "links_impl.h"
 #include "own.h"
+#include "stats.h"
 
 /* A link that waits for room may find some now. */
 static void wake_starved(struct nbd *n)
@@ -24,10 +25,13 @@ static void wake_starved(struct nbd *n)
 	pthread_mutex_unlock(&n->lock);
 }
 
-void nbd_note_write(struct nbd *n, int64_t ticket)
+/* What the next daemon must know if this one dies stands in the counters. */
+void nbd_note_write(struct link *l, int64_t ticket)
 {
+	struct nbd *n = l->disk;
 	uint64_t order = __atomic_add_fetch(&n->acked, 1, __ATOMIC_ACQ_REL);
 
+	own_stats(l->own)->acked_writes = order;
 	if (ticket >= 0)
 		journal_keep(n->journal, ticket, order);
 	wake_starved(n);
@@ -50,6 +54,21 @@ void nbd_note_flush(struct nbd *n, uint64_t covers)
 	if (n->journal)
 		journal_flushed(n->journal, covers);
 	wake_starved(n);
+}
+
+void link_note_flush(struct link *l, uint64_t covers)
+{
+	struct queue_stats *s = own_stats(l->own);
+
+	if (s->flushed_writes < covers)
+		s->flushed_writes = covers;
+	nbd_note_flush(l->disk, covers);
+}
+
+void nbd_inherit(struct nbd *n, uint64_t acked, uint64_t flushed)
+{
+	__atomic_store_n(&n->acked, acked, __ATOMIC_RELEASE);
+	__atomic_store_n(&n->flushed, flushed, __ATOMIC_RELEASE);
 }
 
 void nbd_break_journal(struct nbd *n)
@@ -149,7 +168,7 @@ void link_on_room(struct link *l, uint32_t error)
 	if (error)
 		nbd_break_journal(l->disk);
 	else
-		nbd_note_flush(l->disk, s->covers);
+		link_note_flush(l, s->covers);
 	l->starved = false;
 	link_submit_kept(l);
 }

@@ -75,7 +75,8 @@ def test_a_daemon_of_one_queue_is_small(scratch: Path) -> None:
 
 def test_a_killed_daemon_fails_io_within_five_seconds_and_del_cleans_up(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", 64 * MIB)
-    node = ublkd("add", "--target", "loop", "--file", disk, "--name", "victim").stdout.strip()
+    words = ["--target", "loop", "--name", "victim", "--recovery", "none"]
+    node = ublkd("add", *words, "--file", disk).stdout.strip()
     pid = ublkd_json("show", "victim")["pid"]
     load = subprocess.Popen(
         ["fio", "--name=t", f"--filename={node}", "--rw=randrw", "--bs=4k", "--iodepth=32",

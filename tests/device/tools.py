@@ -16,6 +16,7 @@ import verbs
 
 RUN_DIR = Path("/run/ublkd")
 COMMAND_SECONDS = 200
+SERVING = {b"add", b"recover", b"upgrade"}
 
 
 def run(
@@ -170,11 +171,11 @@ def nothing_left() -> None:
 
 
 def daemons() -> list[int]:
-    """Processes that are an `ublkd add`."""
+    """Processes that serve, or start one that does."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if any(w.endswith(b"/ublkd") for w in words[:2]) and b"add" in words:
+            if any(w.endswith(b"/ublkd") for w in words[:2]) and SERVING & set(words):
                 found.append(int(folder.name))
     return found

@@ -54,3 +54,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     with serving_disks(monkeypatch) as make:
         yield make
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A device on fakes: bench.Bench."""
+    from tests.unit.bench import on_a_bench
+
+    return on_a_bench(tmp_path, monkeypatch)

@@ -64,6 +64,18 @@ class FakeControl:
         self.known.pop(dev_id, None)
         return self.number_is_free
 
+    def start_recovery(self, dev_id: int) -> None:
+        self.log.step("start recovery")
+
+    def end_recovery(self, dev_id: int, pid: int) -> None:
+        self.log.step("end recovery")
+
+    def quiesce_dev(self, dev_id: int, seconds: float) -> None:
+        self.log.step("quiesce")
+
+    def get_params(self, dev_id: int) -> Params:
+        return Params(size=4096)
+
     def get_dev_info(self, dev_id: int) -> DevInfo:
         if dev_id not in self.known:
             raise CommandError(Cmd.GET_DEV_INFO, errno.ENODEV)

@@ -24,6 +24,7 @@ from ublkd import cli, daemon
 def start(config):
     told = dataclasses.asdict(config)
     told["lease"] = config.lease.value if config.lease else None
+    told["recovery"] = config.recovery.value if config.recovery else None
     print(json.dumps(told))
     return daemon.Ready(id=7)
 
@@ -141,6 +142,7 @@ def test_all_words_of_add_reach_the_config() -> None:
     config = asked(
         "-t", "null", "--name", "db", "--id", "5", "--queues", "3", "--depth", "64", "--max-io",
         "64K", "--lease", "copy", "--size", "1M", "--block-size", "4K", "--no-partscan",
+        "--recovery", "queue",
     )  # fmt: skip
     assert config == {
         "target": "null",
@@ -152,6 +154,7 @@ def test_all_words_of_add_reach_the_config() -> None:
         "max_io": 65536,
         "lease": "copy",
         "partscan": False,
+        "recovery": "queue",
         "paths": [],
     }
 

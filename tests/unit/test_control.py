@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,3 +256,39 @@ def test_start_dev_tells_the_servers_pid(answered: Any) -> None:
         return 0 if (cmd, dev_id, data) == (Cmd.START_DEV, 5, 42) else -errno.EINVAL
 
     answered(driver).start_dev(5, 42)
+
+
+@given(all_params, st.integers(4096, 1 << 25))
+def test_what_the_driver_was_told_of_a_disk_is_read_from_it_again(
+    params: Params, max_io: int
+) -> None:
+    told = control._params(control._raw_params(params, max_io))
+    fua = params.fua and params.volatile_cache
+    discards = params.max_discard or params.max_write_zeroes
+    assert told == replace(
+        params,
+        fua=fua,
+        discard_granularity=params.discard_granularity if discards else 0,
+        max_discard=params.max_discard // 512 * 512,
+        max_write_zeroes=params.max_write_zeroes // 512 * 512,
+    )
+
+
+def test_recovery_and_quiesce_tell_the_driver_a_pid_and_milliseconds(answered: Any) -> None:
+    asked: list[tuple[Cmd, int, int]] = []
+
+    def driver(cmd: Cmd, dev_id: int, data: int, *_: Any) -> int:
+        asked.append((cmd, dev_id, data))
+        return 0
+
+    made = answered(driver)
+    made.start_recovery(5)
+    made.end_recovery(5, 42)
+    made.quiesce_dev(5, 1.5)
+    made.quiesce_dev(5, 0)  # 0 would be for ever
+    assert asked == [
+        (Cmd.START_USER_RECOVERY, 5, 0),
+        (Cmd.END_USER_RECOVERY, 5, 42),
+        (Cmd.QUIESCE_DEV, 5, 1500),
+        (Cmd.QUIESCE_DEV, 5, 1),
+    ]

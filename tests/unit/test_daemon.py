@@ -18,7 +18,7 @@ from tests.unit.helpers import is_one_line, python
 PRELUDE = """
 import contextlib, json, os, signal, sys, time
 from pathlib import Path
-from ublkd import daemon, manage
+from ublkd import background, daemon, manage
 from ublkd.config import DeviceConfig
 from ublkd.errors import NotPossibleError, UblkdError, UsageError
 from ublkd.state import StateDir
@@ -224,7 +224,9 @@ def test_a_daemon_that_returns_without_being_ready_is_an_error(tmp_path: Path) -
 
 def test_a_daemon_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
     before = time.monotonic()
-    told = started(tmp_path, "\ndaemon.START_SECONDS = 0.3\nserving(lambda *_: time.sleep(100))\n")
+    told = started(
+        tmp_path, "\nbackground.HEAR_SECONDS = 0.3\nserving(lambda *_: time.sleep(100))\n"
+    )
     assert "was not ready within 0.3 seconds" in told["message"]
     assert (tmp_path / "pid").read_text() in told["message"]
     assert is_gone(tmp_path)
@@ -235,7 +237,7 @@ def test_a_daemon_that_will_not_be_ended_gently_is_killed(tmp_path: Path) -> Non
     told = started(
         tmp_path,
         """
-daemon.START_SECONDS = 0.3
+background.HEAR_SECONDS = 0.3
 real = time.monotonic
 
 def serve(ready, log):
@@ -273,11 +275,11 @@ def test_a_half_message_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     told = started(
         tmp_path,
         """
-def report(config, *rest):
+def report(task, write_end, messages):
     seen("pid", os.getpid())
-    os.write(rest[-1], b'{"id": 7, "warn')
+    os.write(write_end, b'{"id": 7, "warn')
     return 5
-daemon._report = report
+background._report = report
 """,
     )
     assert "exit status 5" in told["message"]

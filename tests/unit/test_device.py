@@ -5,61 +5,20 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log, LoggedStates, dev_info
+from tests.unit.bench import DOWN, UP, Bench
+from tests.unit.fakes import FakeQueue, dev_info
 from tests.unit.helpers import is_one_line, open_fds
-from ublkd import below, device, stats
+from ublkd import below, stats
 from ublkd._core import ffi
-from ublkd.config import DeviceConfig
 from ublkd.control import CommandError
 from ublkd.device import Device
 from ublkd.errors import NotPossibleError, UblkdError
-from ublkd.features import Features, Lease
-from ublkd.state import new_cookie
+from ublkd.features import Lease
 from ublkd.uapi import Cmd, Feature
-
-ASKED = Features(Lease.COPY, Feature.CMD_IOCTL_ENCODE, {Lease.AUTO: "too old"})
-UP = ["add", "write state", "params", "make 0", "make 1", "run 0", "run 1", "ready 0", "ready 1",
-      "start"]  # fmt: skip
-DOWN = ["stop", "join 0", "join 1", "free 0", "free 1", "del", "forget state",
-        "close target"]  # fmt: skip
-
-
-class Bench:
-    """One device on fakes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = Log()
-        self.control = FakeControl(self.log)
-        self.states = LoggedStates(folder / "run")
-        self.states.log = self.log
-        self.target = FakeTarget(self.log)
-
-    def device(self, **config: Any) -> Device:
-        wanted = DeviceConfig(target="null", options={"size": 1}, **({"queues": 2} | config))
-        return Device(
-            cast("Any", self.control), wanted, cast("Any", self.target), ASKED, self.states,
-            cookie=new_cookie(),
-        )  # fmt: skip
-
-    def left(self) -> list[str]:
-        """What is still in the state folder and in the driver."""
-        return [*os.listdir(self.states.path), *map(str, self.control.known)]
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    made = Bench(tmp_path)
-    monkeypatch.setattr(FakeQueue, "log", made.log, raising=False)
-    monkeypatch.setattr(FakeQueue, "made", [], raising=False)
-    monkeypatch.setattr(device, "Queue", FakeQueue)
-    monkeypatch.setattr(
-        Device, "_open_char_device", lambda _: os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    )
-    return made
 
 
 def test_a_device_is_made_and_unmade_in_order(bench: Bench) -> None:
@@ -142,7 +101,7 @@ def test_an_exception_inside_takes_the_device_away(bench: Bench) -> None:
 def test_a_node_or_counters_that_cannot_be_had_leave_nothing_behind(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    def refuse(*_: object) -> int:
+    def refuse(*_: object, **__: object) -> int:
         raise UblkdError("not to be had")
 
     if place == "node":

@@ -5,7 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ublkd.errors import NotPossibleError
-from ublkd.features import LADDER, REQUIRED, Features, Lease, granted, names, negotiate
+from ublkd.features import (
+    LADDER,
+    REQUIRED,
+    Features,
+    Lease,
+    Recovery,
+    Rung,
+    granted,
+    lease_of,
+    names,
+    negotiate,
+    recovery_of,
+)
 from ublkd.uapi import Feature
 
 LINUX_6_12 = Feature(0x1FE)
@@ -164,3 +176,55 @@ def test_insisting_on_lent_pages_for_bytes_in_memory_is_refused(wanted: Lease) -
     with pytest.raises(NotPossibleError, match="works on bytes in memory") as caught:
         negotiate(LINUX_7_2, wanted, groups=True, in_memory=True)
     assert caught.value.hint
+
+
+# --- recovery -------------------------------------------------------------------------------
+
+RECOVERABLE = {
+    Recovery.NONE: Feature(0),
+    Recovery.QUEUE: Feature.USER_RECOVERY,
+    Recovery.REISSUE: Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE,
+    Recovery.FAIL: Feature.USER_RECOVERY | Feature.USER_RECOVERY_FAIL_IO,
+}
+ALL_OF_IT = RECOVERABLE[Recovery.REISSUE] | RECOVERABLE[Recovery.FAIL] | Feature.QUIESCE
+
+
+@pytest.mark.parametrize("kind", Recovery)
+def test_a_recovery_becomes_its_flags_and_is_read_from_them_again(kind: Recovery) -> None:
+    verdict = negotiate(LINUX_7_2, Lease.COPY, recovery=kind, recovery_default=Recovery.QUEUE)
+    assert verdict.recovery is kind
+    assert verdict.recovery_reason == f"--recovery {kind.value} was asked for"
+    quiesce = Feature(0) if kind is Recovery.NONE else Feature.QUIESCE
+    assert verdict.flags & ALL_OF_IT == RECOVERABLE[kind] | quiesce
+    assert recovery_of(verdict.flags) is kind
+
+
+@pytest.mark.parametrize("kind", Recovery)
+def test_without_a_wish_it_is_the_targets_or_none_with_the_reason(kind: Recovery) -> None:
+    assert negotiate(LINUX_7_2, None, recovery_default=kind).recovery is kind
+    bare = negotiate(LINUX_7_2 & ~ALL_OF_IT, None, recovery_default=kind)
+    assert bare.recovery is Recovery.NONE
+    assert not bare.flags & ALL_OF_IT
+    assert ("lacks USER_RECOVERY" in bare.recovery_reason) == (kind is not Recovery.NONE)
+
+
+def test_to_insist_on_a_recovery_that_the_driver_lacks_is_not_possible_here() -> None:
+    with pytest.raises(NotPossibleError, match="lacks USER_RECOVERY_FAIL_IO") as caught:
+        negotiate(LINUX_6_12, None, recovery=Recovery.FAIL)
+    assert caught.value.exit_code == 3
+    assert "--recovery" in caught.value.hint
+    verdict = negotiate(LINUX_6_12, None, recovery=Recovery.REISSUE)
+    assert not verdict.flags & Feature.QUIESCE
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_a_devices_lease_is_known_by_its_flags_and_what_is_remembered(rung: Rung) -> None:
+    flags = rung.needs | rung.asks | REQUIRED | ALL_OF_IT
+    assert lease_of(flags, rung.lease.value) is rung.lease
+    # what was remembered may be wrong, and of a group there is no other sign
+    believed = Lease.REGISTER if rung.lease is Lease.GROUP else rung.lease
+    assert lease_of(flags, "nonsense") is believed
+
+
+def test_flags_of_no_lease_are_none() -> None:
+    assert lease_of(REQUIRED | Feature.AUTO_BUF_REG, "auto") is None

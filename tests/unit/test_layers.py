@@ -19,9 +19,11 @@ LAYERS = [
     {"target"},
     {"plugin"},
     {"registry", "features", "state", "stats", "uevent", "below", "log"},
-    {"config", "control", "queue"},
+    {"background", "config", "control", "queue"},
     {"device", "manage"},
+    {"recovery"},
     {"daemon"},
+    {"upgrade"},
     {"cli"},
     {"__main__"},
 ]

@@ -82,6 +82,11 @@ def _named(
     metavar="KIND",
     help="Insist on one way to reach a request's pages: auto, register, group, copy, user-copy.",
 )
+@click.option(
+    "--recovery",
+    metavar="KIND",
+    help="What becomes of it when its daemon dies: none, queue, reissue, fail.",
+)
 @click.option("--no-partscan", is_flag=True, help="Do not look for partitions on it.")
 @click.option("--foreground", is_flag=True, help="Do not go to the background.")
 @json_option
@@ -100,7 +105,7 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
     wanted = config.build(
         words["target"], raw, name=words["name"], id=words["dev_id"], queues=words["queues"],
         depth=words["depth"], max_io=words["max_io"], lease=words["lease"],
-        partscan=not words["no_partscan"],
+        partscan=not words["no_partscan"], recovery=words["recovery"],
     )  # fmt: skip
 
     def announce(ready: daemon.Ready) -> None:

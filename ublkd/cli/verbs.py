@@ -30,7 +30,7 @@ def _row(device: Found) -> list[str]:
         format_size(device.size),
         f"{device.info.queues}x{device.info.depth}",
         state.lease if state else "-",
-        str(device.info.pid) if device.info.pid > 0 else "-",
+        str(device.pid or "-"),
         printable(str(backing)),
     ]
 

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define STATS_MAGIC 0x7374617473000001ULL /* the layout's version is its end */
+#define STATS_MAGIC 0x7374617473000002ULL /* the layout's version is its end */
 #define STATS_OPS 6 /* indexed by UBLK_IO_OP_* up to WRITE_ZEROES */
 #define STATS_BUCKETS 40 /* log2 of nanoseconds */
 
@@ -26,6 +26,9 @@ struct queue_stats {
 	uint64_t in_flight;
 	uint64_t lost_connections;
 	uint64_t without_connection; /* 1: at the moment there is none */
+	/* nbd's: of all queues' acknowledged writes, the last one of this */
+	uint64_t acked_writes;
+	uint64_t flushed_writes; /* and up to which one it has flushed them */
 	uint64_t latency[STATS_OPS][STATS_BUCKETS];
 };
 

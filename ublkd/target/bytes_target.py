@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ublkd.target.group import Group, IoDesc
 from ublkd.target.protocol import API_VERSION, Option, OptionValue, Params
@@ -51,6 +51,8 @@ class BytesTarget:
     """Bytes of the disk."""
     block_size: int = 512
     """Bytes of a logical block: every offset and length is a multiple of it."""
+    recovery: Literal["none", "queue", "reissue", "fail"] = "none"
+    """As in Params: ``none`` unless the bytes outlive the daemon."""
     timeout: float = 30.0
     """Seconds after which an ``async def`` method is cancelled and its request fails; well below
     60, which is how long a stop waits. A cancelled method must not write any more.
@@ -72,6 +74,7 @@ class BytesTarget:
             io_min=block,
             io_opt=block,
             in_memory=True,
+            recovery=self.recovery,
             read_only=not self._can(Op.WRITE),
             volatile_cache=self._can(Op.FLUSH),
             fua=self._can(Op.FLUSH),

@@ -90,6 +90,10 @@ class Params:
     streams: int = 0  # fixed files behind files() that native code fills with sockets
     zero_copy_sends: bool = False  # it uses them; each takes two completions
     in_memory: bool = False  # requests' bytes must be in the daemon's memory: nothing is lent
+    recovery: Literal["none", "queue", "reissue", "fail"] = "none"
+    """What shall become of the device when the daemon dies, if the user does not say: ``none`` for
+    a disk whose bytes die with it, ``reissue`` where the same request may be carried out twice,
+    ``queue`` where it may not: what was under way fails, and later requests wait."""
 
     def __post_init__(self) -> None:
         """Check what would reach the driver as another number. Raises ValueError."""
@@ -97,6 +101,8 @@ class Params:
             value = getattr(self, name)
             if value < 512 or value & (value - 1):
                 raise ValueError(f"{name} {value} is no power of two from 512 on")
+        if self.recovery not in ("none", "queue", "reissue", "fail"):
+            raise ValueError(f"recovery {self.recovery!r} is none, queue, reissue or fail")
         if self.logical_block > PAGE:
             raise ValueError(f"logical_block {self.logical_block} is more than a page")
         if self.size < self.logical_block or self.size % self.logical_block:

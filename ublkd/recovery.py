@@ -1,0 +1,231 @@
+"""A device whose daemon is gone, and what must be true before another one may take it over.
+
+What the driver says of the disk wins over what was remembered of it. The target is opened anew, and
+refused if it is not what the disk was made of.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ublkd import config, manage, registry, stats
+from ublkd.config import DeviceConfig
+from ublkd.control import CommandError, Control, DevInfo
+from ublkd.device import Device, Taken
+from ublkd.errors import UblkdError, printable
+from ublkd.features import IN_MEMORY, Features, Lease, Recovery, lease_of, lends, recovery_of
+from ublkd.manage import Found
+from ublkd.state import DeviceState, StateDir
+from ublkd.target import Params, Target
+from ublkd.uapi import DevState
+
+TAKE_SECONDS = 30
+"""How long a dead daemon may take to let go: its I/O in the backing has to end first."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
+
+
+def refuse_unrecoverable(found: Found) -> DeviceState:
+    """What is remembered of a device that can be taken over. Raises UblkdError if it cannot be."""
+    manage.refuse_foreign(found)
+    away = f"'ublkd del {found.info.id}' removes it"
+    if found.info.state is DevState.DEAD:
+        raise UblkdError(
+            f"{found.called} is dead: it was stopped, or never became a disk", hint=away
+        )
+    if found.served:
+        raise UblkdError(
+            f"{found.called} is served by process {found.pid}",
+            hint="there is nothing to recover; another recover may have been faster",
+        )
+    if recovery_of(found.info.flags) is Recovery.NONE:
+        raise UblkdError(
+            f"{found.called} was added with recovery none", hint=f"wait for its end: {away}"
+        )
+    if found.state is None:
+        raise forgotten(found.called, found.info.id)
+    return found.state
+
+
+def forgotten(called: str, dev_id: int) -> UblkdError:
+    """The error for a device of ours whose file in the state folder is not there, or not sound."""
+    return UblkdError(
+        f"what was remembered of {called} is gone: nobody knows what stands behind it",
+        hint=f"'ublkd del {dev_id}' removes it, with --force if it is in use",
+    )
+
+
+def take(control: Control, states: StateDir, dev_id: int, cookie: int) -> Taken:
+    """Become the one who serves it; requests wait on. Raises UblkdError.
+
+    Waits for a dead daemon to let go. Of several that try at once one gets it, and the others say
+    who it was.
+    """
+    until, pause = time.monotonic() + TAKE_SECONDS, FIRST_PAUSE
+    while True:
+        with states.lock():  # no other device of ours gets the number in between
+            found = manage.look(control, states, dev_id)
+            if found is None or found.info.cookie != cookie:
+                raise UblkdError(f"/dev/ublkb{dev_id} is gone", hint="see 'ublkd list'")
+            state = refuse_unrecoverable(found)
+            dev_fd = _try(control, dev_id)
+        if dev_fd is not None:
+            return Taken(info=found.info, state=state, dev_fd=dev_fd)
+        if time.monotonic() > until:
+            raise UblkdError(
+                f"{found.called} is still held by another process after {TAKE_SECONDS} seconds",
+                hint=f"see 'fuser -v /dev/ublkc{dev_id}': another recover, or a dead daemon whose "
+                "I/O does not end",
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _try(control: Control, dev_id: int) -> int | None:
+    try:
+        control.start_recovery(dev_id)
+        return os.open(f"/dev/ublkc{dev_id}", os.O_RDWR | os.O_CLOEXEC)
+    except CommandError as error:
+        if error.errno != errno.EBUSY:
+            raise
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise UblkdError(f"cannot open /dev/ublkc{dev_id}: {error.strerror}") from error
+    return None
+
+
+def device(control: Control, states: StateDir, taken: Taken) -> Device:
+    """The device, to be entered. Raises UblkdError with what does not fit."""
+    try:
+        wanted, lease = described(taken.state, taken.info)
+        target = registry.opened(wanted.target, wanted.options)
+        try:
+            _refuse_unfit(control, target, taken.state, taken.info, lease)
+            _tell_what_was(target, states, taken.info)
+            return Device(
+                control,
+                wanted,
+                target,
+                _features(taken.state, taken.info, lease),
+                states,
+                cookie=taken.info.cookie,
+                taken=taken,
+            )
+        except BaseException:
+            target.close()
+            raise
+    except BaseException:
+        os.close(taken.dev_fd)
+        raise
+
+
+def look(control: Control, states: StateDir, dev_id: int) -> None:
+    """Raise UblkdError if the device could not be taken over, though it is served still.
+
+    Its target is opened beside the one that serves, with ``share`` where there is that option.
+    """
+    found = manage.look(control, states, dev_id)
+    if found is None or found.state is None:
+        raise forgotten(f"/dev/ublkb{dev_id}", dev_id)
+    wanted, lease = described(found.state, found.info)
+    shared = {"share": True} if "share" in wanted.options else {}
+    target = registry.opened(wanted.target, {**wanted.options, **shared})
+    try:
+        _refuse_unfit(control, target, found.state, found.info, lease)
+        _tell_what_was(target, states, found.info)
+    finally:
+        target.close()
+
+
+def described(state: DeviceState, info: DevInfo) -> tuple[DeviceConfig, Lease]:
+    """A device as it was asked for, and its lease. Raises UblkdError."""
+    lease = lease_of(info.flags, state.lease)
+    if lease is None:
+        raise UblkdError(f"/dev/ublkb{info.id} has no lease that this ublkd knows")
+    return config.remembered(
+        state.target, state.options, name=state.name, id=info.id, queues=info.queues,
+        depth=info.depth, max_io=info.max_io, lease=lease, recovery=recovery_of(info.flags),
+    ), lease  # fmt: skip
+
+
+def _features(state: DeviceState, info: DevInfo, lease: Lease) -> Features:
+    known = {kind.value: kind for kind in Lease}
+    refused = {known[word]: why for word, why in state.refused.items() if word in known}
+    return Features(lease, info.flags, refused, recovery_of(info.flags), state.recovery_reason)
+
+
+# --- what must fit --------------------------------------------------------------------------
+
+
+def _refuse_unfit(
+    control: Control,
+    target: Target,
+    state: DeviceState,
+    info: DevInfo,
+    lease: Lease,
+) -> None:
+    why = replaced(state.describe, target.describe())
+    why = why or unfit(target.params, control.get_params(info.id), info, lease)
+    if why:
+        raise UblkdError(
+            f"/dev/ublkb{info.id} cannot be served by what is there now: {why}",
+            hint=f"bring back what was there; if nobody serves it, 'ublkd recover {info.id}' then",
+        )
+
+
+def _tell_what_was(target: Target, states: StateDir, info: DevInfo) -> None:
+    if hook := getattr(target, "recovered", None):
+        hook(stats.read(states.counters(info.id)))
+
+
+def replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which backing is another one than before; empty if none is."""
+    old, new = _listed(before.get("identity")), _listed(now.get("identity"))
+    paths = _listed(now.get("backing"))
+    if len(old) != len(new):
+        return f"it had {len(old)} backings and has {len(new)}"
+    for number, (was, is_) in enumerate(zip(old, new, strict=True)):
+        if was != is_:
+            path = printable(str(paths[number])) if number < len(paths) else "its backing"
+            return f"{path} is not what it was ({is_}, and was {was})"
+    return ""
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def unfit(now: Params, disk: Params, info: DevInfo, lease: Lease) -> str:
+    """Why a target cannot stand for the disk that the driver knows; empty if it can."""
+    if now.size < disk.size:
+        return f"it has {now.size} bytes, and the disk {disk.size}"
+    if now.logical_block != disk.logical_block:
+        return f"its blocks have {now.logical_block} bytes, and the disk's {disk.logical_block}"
+    if now.dma_align > disk.dma_align:
+        return f"it wants memory aligned to {now.dma_align} bytes, and the disk to {disk.dma_align}"
+    if now.max_io and now.max_io < info.max_io:
+        return f"it takes {now.max_io} bytes at once, and the disk {info.max_io}"
+    if (now.queues and now.queues != info.queues) or 0 < now.max_queues < info.queues:
+        return f"it needs {now.queues or now.max_queues} queues, and the disk has {info.queues}"
+    if now.in_memory and lends(lease):
+        return f"{IN_MEMORY}, and the disk's pages are lent"
+    return "" if disk.read_only else _incapable(now, disk)
+
+
+def _incapable(now: Params, disk: Params) -> str:
+    if now.read_only:
+        return "it can only be read, and the disk be written"
+    if now.volatile_cache and not disk.volatile_cache:
+        return "it must be flushed, and the disk is not"
+    for name in ("volatile_cache", "fua"):
+        if getattr(disk, name) and not getattr(now, name):
+            return f"it cannot {'flush' if name == 'volatile_cache' else 'write durably'} any more"
+    for name in ("max_discard", "max_write_zeroes"):
+        if getattr(now, name) < getattr(disk, name):
+            return f"it can {name.removeprefix('max_').replace('_', ' ')} less than before"
+    if disk.max_discard and now.discard_granularity > disk.discard_granularity:
+        return "it discards in larger pieces than before"
+    return ""

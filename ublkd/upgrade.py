@@ -1,0 +1,85 @@
+"""Another daemon for a device that is served: the old one ends, and requests only wait."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from ublkd import daemon, manage, recovery
+from ublkd.background import Child, Log, Tell
+from ublkd.control import Control
+from ublkd.errors import UblkdError
+from ublkd.manage import Found
+from ublkd.state import StateDir
+
+GO = b"!"
+
+
+def upgrade(found: Found) -> int:
+    """Have a daemon with this very code take the place of the one that serves.
+
+    Returns the milliseconds in which no request was served. Raises UblkdError: before the device is
+    quiesced if the new daemon could not serve it, and else one that says how it is now.
+    """
+    manage.refuse_unquiescable(found)
+    dev_id = found.info.id
+    if not found.served:
+        raise UblkdError(
+            f"nobody serves {found.called}", hint=f"'ublkd recover {dev_id}' has it served again"
+        )
+    go_read, go_write = os.pipe2(os.O_CLOEXEC)
+    with (
+        open(go_write, "wb", buffering=0) as go,
+        Child(
+            lambda tell, log: _succeed(found, go_read, tell, log), go_read, messages=2
+        ) as successor,
+    ):
+        os.close(go_read)
+        try:
+            successor.hear()  # it could serve
+            with _uninterrupted():
+                began = time.monotonic()
+                with Control() as control:
+                    manage.quiesce(control, StateDir(), found)
+                go.write(GO)
+                _hear_ready(successor, found)
+        except BaseException:
+            successor.kill()
+            raise
+    return round((time.monotonic() - began) * 1000)
+
+
+def _hear_ready(successor: Child, found: Found) -> None:
+    try:
+        successor.hear()
+    except UblkdError as error:
+        raise UblkdError(
+            f"{found.called} is quiesced and its requests wait: the old daemon has ended, and the "
+            f"new one failed: {error.message}",
+            hint=f"'ublkd recover {found.info.id}' tries again; {error.hint}",
+        ) from error
+
+
+def _succeed(found: Found, go_read: int, tell: Tell, log: Log) -> None:
+    """The new daemon: as far as it can go while the old one serves, and then in its place."""
+    dev_id, cookie = found.info.id, found.info.cookie
+    with Control() as control:
+        recovery.look(control, StateDir(), dev_id)
+    tell({})
+    if os.read(go_read, 1) != GO:
+        raise UblkdError("the upgrade was given up")
+    os.close(go_read)
+    daemon.serve_again(dev_id, cookie, lambda _: tell({}), log)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An interrupt between the two daemons would leave the device to nobody."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
