@@ -49,6 +49,36 @@ def test_what_was_acknowledged_is_unflushed_until_a_flush(disk: NbdDisk, op: int
 
 
 @pytest.mark.parametrize("op", CHANGES)
+def test_what_the_next_daemon_must_know_of_it_stands_in_the_counters(
+    disk: NbdDisk, op: int
+) -> None:
+    def told() -> tuple[int, int]:
+        return disk.driver.stats.acked_writes, disk.driver.stats.flushed_writes
+
+    assert told() == (0, 0)
+    serve(disk, op)
+    serve(disk, op)
+    assert told() == (2, 0)
+    serve(disk, FLUSH, error=5)
+    assert told() == (2, 0)
+    serve(disk, FLUSH)
+    assert told() == (2, 2)
+    serve(disk, op)
+    assert told() == (3, 2)
+
+
+def test_what_a_dead_daemon_left_is_flushed_with_what_comes_later(disk: NbdDisk) -> None:
+    disk.lib.nbd_inherit(disk.links, 7, 5)
+    assert unflushed(disk)
+    disk.lib.nbd_fail_flush(disk.links)
+    serve(disk, WRITE)
+    assert disk.driver.stats.acked_writes == 8
+    assert serve(disk, FLUSH) == -errno.EIO
+    assert serve(disk, FLUSH) == 0
+    assert disk.driver.stats.flushed_writes == 8
+
+
+@pytest.mark.parametrize("op", CHANGES)
 def test_what_is_durable_by_itself_needs_no_flush(disk: NbdDisk, op: int) -> None:
     serve(disk, op, FUA)
     assert not unflushed(disk)

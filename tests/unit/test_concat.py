@@ -283,3 +283,9 @@ def test_one_file_is_too_few_and_65_are_too_many(tmp_path: Path, count: int) -> 
     with pytest.raises(UsageError, match="at most 64"):
         ConcatTarget.from_options(options)
     assert open_fds() == before
+
+
+def test_where_each_file_begins_is_a_part_of_what_it_is() -> None:
+    told = [concat(FakeBacking(size), FakeBacking(4096)).describe() for size in (4096, 8192)]
+    assert told[0]["identity"] == ("8:1 from byte 0", "8:1 from byte 4096")
+    assert told[0]["identity"] != told[1]["identity"]

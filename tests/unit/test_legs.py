@@ -123,3 +123,12 @@ def test_what_a_range_is_on_the_legs_adds_up_to_the_range(
     assert sum(ends[0]) == start
     assert sum(ends[1]) == start + length
     assert all(low <= high for low, high in zip(*ends, strict=True))
+
+
+def test_a_mirror_after_a_dead_daemon_does_without_what_that_did_without(tmp_path: Path) -> None:
+    made = mirror(files(tmp_path, 8 * KIB, 8 * KIB, 8 * KIB))
+    made.recovered([{"failed_files": 0b100}, {"failed_files": 0}, {"failed_files": 0b10}])
+    assert made._handle.failed == 0b011  # the second and the first
+    with pytest.raises(UblkdError, match="which files it did without"):
+        made.recovered([])
+    made.close()

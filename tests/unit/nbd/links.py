@@ -137,6 +137,10 @@ class Links:
     def nbd_journal_broken(self, _links: object) -> bool:
         return self.journal_broken
 
+    def nbd_inherit(self, _links: object, acked: int, flushed: int) -> None:
+        self._tell(f"inherit {acked} {flushed}")
+        self.unflushed = acked != flushed
+
     def nbd_fail_flush(self, _links: object) -> None:
         self._tell("fail flush")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.unit.nbd.links import EXPORT, FLAGS, refused
 from ublkd.target import Params
 from ublkd.targets.nbd.export import BlockSizes, Export, Refusal
 from ublkd.targets.nbd.keeper import worse
+from ublkd.targets.nbd.target import NbdTarget
 from ublkd.targets.nbd.wire import ExportFlag
 
 OLD = Export(
@@ -188,3 +190,25 @@ def test_a_server_that_does_not_take_them_is_no_server(world: World, error: Exce
     assert len(world.replayed) == 3
     assert world.servers.closed() == [True] * 6 + [False] * 2
     assert links.did.count("attach 0") == 2
+
+
+@pytest.mark.parametrize("mode", ["replay", "strict", "trust"])
+@pytest.mark.parametrize(("acked", "flushed"), [(7, 7), (7, 5), (0, 0)])
+def test_after_a_dead_daemon_a_flush_tells_of_writes_that_nobody_can_vouch_for(
+    world: World, mode: str, acked: int, flushed: int
+) -> None:
+    links = world.keep(after_reconnect=mode)
+    assert world.keeper
+    world.keeper.recovered(acked, flushed)
+    assert f"inherit {acked} {flushed}" in links.did
+    assert ("fail flush" in links.did) == (acked != flushed and mode != "trust")
+
+
+def test_what_a_dead_daemon_had_acknowledged_is_looked_up_in_all_its_queues() -> None:
+    told: list[tuple[int, int]] = []
+    made = NbdTarget.__new__(NbdTarget)
+    made._keeper = SimpleNamespace(recovered=lambda *orders: told.append(orders))  # type: ignore[assignment]
+    counters = [{"acked_writes": 3, "flushed_writes": 9}, {"acked_writes": 9, "flushed_writes": 2}]
+    made.recovered(counters)
+    made.recovered([])  # nobody knows
+    assert told == [(9, 9), (1, 0)]

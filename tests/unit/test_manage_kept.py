@@ -1,0 +1,162 @@
+"""Devices whose daemon is gone, or shall go: quiesced, swept, and not deleted by accident."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.fakes import FakeControl, Log, dev_info
+from tests.unit.helpers import is_one_line
+from ublkd import manage
+from ublkd.control import CommandError, Control
+from ublkd.errors import NotPossibleError, UblkdError
+from ublkd.manage import Found
+from ublkd.state import DeviceState, StateDir, new_cookie
+from ublkd.uapi import Cmd, DevState, Feature
+
+COOKIE = new_cookie()
+KEPT = Feature.USER_RECOVERY | Feature.QUIESCE
+LIVE = dev_info(3, flags=KEPT, cookie=COOKIE)
+NOBODY = 1 << 22  # no process has such a number
+STATE = DeviceState(
+    id=3, cookie=COOKIE, pid=NOBODY, name="db", target="null", options={}, lease="copy",
+    started=True,
+)  # fmt: skip
+
+
+class Driver(FakeControl):
+    """One that takes commands back in so many tries."""
+
+    tries = 1
+
+    def quiesce_dev(self, dev_id: int, seconds: float) -> None:
+        super().quiesce_dev(dev_id, seconds)
+        self.tries -= 1
+        if self.tries:
+            raise CommandError(Cmd.QUIESCE_DEV, errno.EBUSY)
+        self.known[3] = replace(LIVE, state=DevState.QUIESCED)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver(Log())
+    made.known[3] = LIVE
+    return made
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> StateDir:
+    made = StateDir(tmp_path / "run")
+    made.prepare()
+    made.write(STATE)
+    return made
+
+
+def found(driver: FakeControl, states: StateDir) -> Found:
+    return manage.find(cast("Control", driver), states, "3")
+
+
+def quiesce(driver: Driver, states: StateDir) -> None:
+    manage.quiesce(cast("Control", driver), states, found(driver, states))
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_commands_are_taken_back_until_the_driver_has_them_all(
+    driver: Driver, states: StateDir, tries: int
+) -> None:
+    driver.tries = tries
+    quiesce(driver, states)
+    assert list(driver.log) == ["quiesce"] * tries
+    quiesce(driver, states)  # it is what was wanted
+    assert list(driver.log) == ["quiesce"] * tries
+
+
+def test_a_request_that_does_not_end_is_told_of(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "QUIESCE_SECONDS", 0)
+    driver.tries = 1 << 30
+    with pytest.raises(UblkdError, match="a request is still under way") as caught:
+        quiesce(driver, states)
+    assert "ublkd recover 3" in caught.value.hint
+    assert is_one_line(caught.value.message)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"cookie": 7}, UblkdError, "was not made by ublkd"),
+        ({"state": DevState.DEAD}, UblkdError, "is dead"),
+        ({"flags": Feature(0)}, UblkdError, "with recovery none"),
+        ({"flags": Feature.USER_RECOVERY}, NotPossibleError, "lacks QUIESCE"),
+    ],
+)
+def test_what_cannot_be_quiesced_says_why(
+    driver: Driver, states: StateDir, change: dict[str, Any], kind: type[UblkdError], words: str
+) -> None:
+    driver.known[3] = replace(LIVE, **change)
+    with pytest.raises(kind, match=words) as caught:
+        quiesce(driver, states)
+    assert caught.value.hint
+    assert not driver.log
+
+
+def test_the_process_of_a_device_that_nobody_serves_may_be_anybodys_by_now(
+    driver: Driver, states: StateDir
+) -> None:
+    driver.known[3] = replace(LIVE, state=DevState.QUIESCED, pid=os.getpid())
+    device = found(driver, states)
+    assert device.pid == 0
+    assert device.is_orphan
+    assert device.as_json()["pid"] is None
+    manage.delete(cast("Control", driver), states, device)  # does not wait for our end
+    assert list(driver.log) == ["stop", "del"]
+
+
+@pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.FAIL_IO])
+def test_a_disk_in_use_that_nobody_serves_is_kept_with_a_word_of_recover(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, state: DevState
+) -> None:
+    monkeypatch.setattr(manage, "_claimed", lambda _: True)
+    driver.known[3] = replace(LIVE, state=state)
+    with pytest.raises(UblkdError, match="is in use") as caught:
+        manage.delete(cast("Control", driver), states, found(driver, states))
+    assert "ublkd recover 3" in caught.value.hint
+    assert not driver.log
+
+
+# --- what an add that was killed leaves -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "info", "swept"),
+    [
+        ({"started": False}, {"state": DevState.DEAD}, True),
+        ({"started": True}, {"state": DevState.DEAD}, False),  # it was stopped
+        ({"started": False}, {"state": DevState.QUIESCED}, False),  # killed right behind START
+        ({"started": False}, {"state": DevState.LIVE}, False),
+        ({"started": False}, {"state": DevState.DEAD, "cookie": 7}, False),  # somebody else's
+        ({"started": False, "pid": os.getpid()}, {"state": DevState.DEAD}, False),  # at work
+    ],
+)
+def test_only_what_was_never_a_disk_and_has_nobody_is_swept(
+    driver: Driver, states: StateDir, state: dict[str, Any], info: dict[str, Any], swept: bool
+) -> None:
+    states.write(replace(STATE, **state))
+    driver.known[3] = replace(LIVE, **info)
+    manage.sweep(cast("Control", driver), states)
+    assert list(driver.log) == (["del"] if swept else [])
+    assert (states.read(3) is None) == swept
+
+
+def test_what_cannot_be_swept_is_no_reason_not_to_add(driver: Driver, states: StateDir) -> None:
+    states.write(replace(STATE, started=False))
+    driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    driver.log.fail_at = "del"
+    manage.sweep(cast("Control", driver), states)
+    assert states.read(3)

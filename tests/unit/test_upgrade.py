@@ -1,0 +1,126 @@
+"""An upgrade: two daemons and the one who starts the second.
+
+Each test is a process of its own, because they fork.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.helpers import is_one_line, python
+
+PRELUDE = """
+import contextlib, json, os, sys, time
+from pathlib import Path
+from tests.unit.fakes import dev_info
+from ublkd import daemon, manage, recovery, upgrade
+from ublkd.errors import UblkdError
+from ublkd.manage import Found
+from ublkd.uapi import Feature
+
+folder = Path(sys.argv[1])
+KEPT = Feature.USER_RECOVERY | Feature.QUIESCE
+found = Found(info=dev_info(3, flags=KEPT, pid=1), size=4096, state=None)
+manage._serves = lambda _: True
+upgrade.Control = contextlib.nullcontext
+
+def did(name):
+    with open(folder / "did", "a") as f:
+        f.write(name + "\\n")
+
+recovery.look = lambda *_: did("look")
+manage.quiesce = lambda *_: did("quiesce")
+
+def serve_again(dev_id, cookie, ready, log):
+    did(f"serve {dev_id}")
+    ready(daemon.Ready(id=dev_id))
+daemon.serve_again = serve_again
+
+def fails(words):
+    def fail(*_):
+        raise UblkdError(words, hint="the cause")
+    return fail
+"""
+
+RUN = """
+told = {}
+fds = len(os.listdir("/proc/self/fd"))
+try:
+    told["pause"] = upgrade.upgrade(found)
+except UblkdError as error:
+    told |= {"message": error.message, "hint": error.hint, "code": error.exit_code}
+with contextlib.suppress(ChildProcessError):
+    os.wait()
+told["leaked"] = len(os.listdir("/proc/self/fd")) - fds
+told["did"] = (folder / "did").read_text().split("\\n")[:-1] if (folder / "did").exists() else []
+print(json.dumps(told))
+"""
+
+
+def upgraded(tmp_path: Path, script: str = "") -> dict[str, Any]:
+    root = str(Path(__file__).resolve().parents[2])
+    path = f"import sys\nsys.path.append({root!r})\n"
+    ran = python("-c", path + PRELUDE + script + RUN, str(tmp_path))
+    assert ran.stderr == ""
+    told: dict[str, Any] = json.loads(ran.stdout)
+    assert told["leaked"] == 0
+    if "message" in told:
+        assert is_one_line(told["message"])
+        assert is_one_line(told["hint"])
+    return told
+
+
+def test_the_next_daemon_looks_first_and_serves_once_the_device_is_quiesced(
+    tmp_path: Path,
+) -> None:
+    told = upgraded(tmp_path)
+    assert told["did"] == ["look", "quiesce", "serve 3"]
+    assert 0 <= told["pause"] < 20_000
+
+
+def test_a_daemon_that_could_not_serve_is_a_reason_not_to_quiesce(tmp_path: Path) -> None:
+    told = upgraded(tmp_path, "recovery.look = fails('it is another file')\n")
+    assert told["message"] == "it is another file"
+    assert told["did"] == []
+
+
+def test_a_daemon_that_dies_while_it_looks_is_a_reason_as_well(tmp_path: Path) -> None:
+    told = upgraded(tmp_path, "recovery.look = lambda *_: os._exit(9)\n")
+    assert "died before it was ready (exit status 9)" in told["message"]
+    assert told["did"] == []
+
+
+def test_a_device_that_is_not_quiesced_keeps_its_daemon(tmp_path: Path) -> None:
+    told = upgraded(tmp_path, "manage.quiesce = fails('a request is still under way')\n")
+    assert told["message"] == "a request is still under way"
+    assert told["did"] == ["look"]
+
+
+@pytest.mark.parametrize("end", ["fails('no such file')", "lambda *_: os._exit(9)"])
+def test_a_next_daemon_that_fails_leaves_a_device_that_waits_and_says_so(
+    tmp_path: Path, end: str
+) -> None:
+    told = upgraded(tmp_path, f"daemon.serve_again = {end}\n")
+    assert "/dev/ublkb3 is quiesced and its requests wait" in told["message"]
+    assert "ublkd recover 3" in told["hint"]
+    assert told["code"] == 1
+    assert told["did"] == ["look", "quiesce"]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("manage._serves = lambda _: False\n", "nobody serves"),
+        ("found = Found(info=dev_info(3, pid=1), size=1, state=None)\n", "recovery none"),
+    ],
+)
+def test_what_cannot_be_upgraded_is_refused_at_once(
+    tmp_path: Path, script: str, words: str
+) -> None:
+    told = upgraded(tmp_path, script)
+    assert words in told["message"]
+    assert told["did"] == []
