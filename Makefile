@@ -110,7 +110,8 @@ core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: 1 GiB of faults on each lease, and a cut at every byte; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
 		'python3 tests/device/soak.py $(OVER) && \
-		THOROUGH=1 pytest -p no:cacheprovider -q tests/device/test_poison.py'
+		THOROUGH=1 pytest -p no:cacheprovider -q tests/device/test_poison.py \
+			tests/device/test_recovery.py tests/device/test_upgrade.py'
 
 soak-nbd: $(VENV)/installed.stamp ## [KERNEL=7.2]: each NBD server killed every 3 seconds for 2 minutes, in each way to it; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \

@@ -26,6 +26,7 @@ from ublkd.state import DeviceState, StateDir, is_ours, name_taken
 from ublkd.target import Target
 from ublkd.target.bridge import serving
 from ublkd.uapi import Feature
+from ublkd.writeback import write_back
 
 READY_SECONDS = 30
 END_SECONDS = 60
@@ -191,6 +192,7 @@ class Device:
         info, self._dev_fd = self._taken.info, self._taken.dev_fd
         undo.callback(self._forget)
         undo.callback(self._delete)
+        undo.callback(self._close_char_device)
         return info
 
     def _start(self) -> None:
@@ -337,9 +339,13 @@ class Device:
     # --- and their undoing ------------------------------------------------------------------
 
     @property
+    def _is_recoverable(self) -> bool:
+        return self.info is not None and Feature.USER_RECOVERY in self.info.flags
+
+    @property
     def _is_kept(self) -> bool:
         """Whether the driver keeps it for another daemon once this one has gone."""
-        return self._left and self.info is not None and Feature.USER_RECOVERY in self.info.flags
+        return self._left and self._is_recoverable
 
     @property
     def _waits_for_another(self) -> bool:
@@ -351,7 +357,10 @@ class Device:
         """Stop the device, which ends the queues, and wait for their threads."""
         if not self._queues:
             return
-        self.stopping()
+        if not self._is_kept:  # what waits there goes on with the next daemon
+            self.stopping()
+            if self._started and self._is_recoverable and not self.failure:
+                write_back(f"/dev/ublkb{self.id}")
         if all(queue.ended for queue in self._queues):
             # what they left unanswered only the driver can fail, once nobody serves
             self._close_char_device()

@@ -22,6 +22,7 @@ from ublkd.errors import NotPossibleError, UblkdError, printable
 from ublkd.features import Recovery, recovery_of
 from ublkd.state import DeviceState, StateDir, is_ours
 from ublkd.uapi import DevState, Feature
+from ublkd.writeback import write_back
 
 UNSERVED = (DevState.QUIESCED, DevState.FAIL_IO)
 """States of a device whose daemon is gone and may be followed by another."""
@@ -216,6 +217,7 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
         try:
             if force or Feature.SAFE_STOP_DEV not in device.info.flags:
                 _tell(daemon, device.pid)
+                _write_back(device)
                 control.stop_dev(device.info.id)
             else:
                 control.try_stop_dev(device.info.id)
@@ -257,8 +259,8 @@ def quiesce(control: Control, states: StateDir, found: Found) -> None:
     with _watch(device.pid) as daemon:
         while device.info.state not in UNSERVED:
             _have_taken_back(control, device)
-            if daemon is not None:
-                select.select([daemon], [], [], 0.1)
+            if daemon is None or select.select([daemon], [], [], 0.1)[0]:
+                time.sleep(0.005)  # the driver hears of the end a moment after it
             if time.monotonic() > until:
                 raise UblkdError(
                     f"{device.called} is not quiesced: a request is still under way after "
@@ -294,6 +296,7 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     try:
         with _watch(device.pid) as daemon:
             _tell(daemon, device.pid)
+            _write_back(device)
             control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
@@ -364,6 +367,11 @@ def _leads_to_ublk(link: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.readlink(link).startswith("/dev/ublkc")
     return False
+
+
+def _write_back(device: Found) -> None:
+    if device.served and recovery_of(device.info.flags) is not Recovery.NONE:
+        write_back(device.node)
 
 
 def _wait_gone(daemon: int | None, device: Found) -> None:

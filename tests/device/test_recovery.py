@@ -1,6 +1,6 @@
 """A device outlives its daemon: another one takes it over, and its users only wait.
 
-THOROUGH=1 kills a hundred times where this does it a few, and upgrades twenty times.
+THOROUGH=1 kills a hundred times where this does it a few.
 """
 
 from __future__ import annotations
@@ -9,18 +9,14 @@ import contextlib
 import errno
 import json
 import os
-import re
-import select
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from load import end_all, files, kill, load, pid_of, state_of
 from nbd import Mortal
 from tools import (
-    counters,
     device,
     fio,
     leases,
@@ -36,84 +32,7 @@ from tools import (
 )
 
 MIB = 1 << 20
-KILLS, UPGRADES = (100, 20) if os.environ.get("THOROUGH") else (3, 3)
-BETWEEN = 50
-"""Requests that are served before the next kill."""
-
-
-def files(scratch: Path, count: int = 1) -> list[str | Path]:
-    """So many of 32 MiB, as the options of a target."""
-    paths = [sparse(scratch / f"{n}.img", 32 * MIB) for n in range(count)]
-    return [word for path in paths for word in ("--file", path)]
-
-
-class Load(threading.Thread):
-    """Writes and then reads with checksums, again and again, until it is told to stop."""
-
-    def __init__(self, node: str) -> None:
-        super().__init__(daemon=True)
-        self._node, self._enough, self._failure = node, threading.Event(), ""
-
-    def run(self) -> None:
-        seed = 0
-        while not self._enough.is_set() and not self._failure:
-            seed += 1
-            done = run(
-                "fio", "--name=t", f"--filename={self._node}", "--ioengine=io_uring",
-                "--direct=1", "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=16", "--size=16m",
-                "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",
-                "--serialize_overlap=1", f"--randseed={seed}", check=False,
-            )  # fmt: skip
-            self._failure = done.stdout + done.stderr if done.returncode else ""
-
-    def wait(self) -> None:
-        """Until some more requests have been served."""
-        before = served(self._node)
-        wait_until(
-            lambda: self._failure or served(self._node) > before + BETWEEN, 60, "load on the disk"
-        )
-        assert not self._failure, self._failure
-
-    def stop(self) -> None:
-        """What was written last has been read by then."""
-        self._enough.set()
-        self.join(200)
-        assert not self.is_alive()
-        assert not self._failure, self._failure
-
-
-@contextlib.contextmanager
-def load(node: str) -> Iterator[Load]:
-    """One, while the block runs."""
-    one = Load(node)
-    one.start()
-    yield one
-    one.stop()
-
-
-def served(node: str) -> int:
-    """Requests so far."""
-    told = counters(node)
-    return sum(int(told[op]["requests"]) for op in ("read", "write"))
-
-
-def pid_of(node: str) -> int:
-    """Of the daemon."""
-    return int(ublkd_json("show", node)["pid"])
-
-
-def kill(node: str) -> None:
-    """End the daemon as a mistake would; returns when it is gone."""
-    pid = pid_of(node)
-    watched = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    assert select.select([watched], [], [], 60)[0]
-    os.close(watched)
-
-
-def state_of(node: str) -> str:
-    """What the driver says."""
-    return str(ublkd_json("show", node)["state"])
+KILLS = 100 if os.environ.get("THOROUGH") else 3
 
 
 def test_a_killed_daemon_is_followed_by_another_and_nobody_notices(scratch: Path) -> None:
@@ -258,20 +177,6 @@ def test_a_daemon_killed_while_it_recovers_is_followed_by_another(scratch: Path)
     nothing_left()
 
 
-def end_all(command: subprocess.Popen[bytes], words: Sequence[str]) -> None:
-    """The command, and the daemon that it has begun to make; returns when they are gone."""
-    line = [os.fsencode(word) for word in words]
-    command.kill()
-    command.wait()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().split(b"\0")[2:-1] == line:
-                watched = os.pidfd_open(int(folder.name))
-                signal.pidfd_send_signal(watched, signal.SIGKILL)
-                assert select.select([watched], [], [], 60)[0]
-                os.close(watched)
-
-
 def test_an_add_that_was_killed_leaves_its_name_and_its_file_to_the_next(scratch: Path) -> None:
     words = ["add", "-t", "loop", *map(str, files(scratch)), "--name", "again"]
     for seconds in (0.5, 1.0, 1.5, 2.0, 2.5):
@@ -287,60 +192,21 @@ def test_an_add_that_was_killed_leaves_its_name_and_its_file_to_the_next(scratch
         nothing_left()
 
 
-# --- quiesce and upgrade --------------------------------------------------------------------
-
-
-def can_quiesce() -> bool:
-    return "QUIESCE" in ublkd_json("features")["features"]
-
-
-def test_an_upgrade_is_a_pause_and_nothing_else(scratch: Path) -> None:
-    for kind in lent_and_copied():
-        disk = files(scratch)
-        with device("loop", *disk, "--lease", kind, "--queues", "2", "--recovery", "queue") as node:
-            if not can_quiesce():
-                assert "lacks QUIESCE" in refused("upgrade", node, code=3)
-                assert "lacks QUIESCE" in refused("quiesce", node, code=3)
-                continue
-            pauses = []
-            with load(node) as traffic:
-                for _ in range(UPGRADES):
-                    traffic.wait()
-                    before = pid_of(node)
-                    (told,) = json.loads(ublkd("upgrade", node, "--json").stdout)
-                    pauses.append(told["pause_ms"])
-                    assert pid_of(node) != before
-            print(f"lease {kind}: {pauses} ms without an answer, at most {max(pauses)}")
-            assert re.fullmatch(
-                rf"{node}: requests waited \d+ ms\n", ublkd("upgrade", "--all").stdout
-            )
-    nothing_left()
-
-
 @pytest.mark.one_kernel
-def test_a_device_that_the_new_code_cannot_serve_is_not_quiesced(scratch: Path) -> None:
-    with device("loop", *files(scratch)) as node, load(node):
-        before = pid_of(node)
-        (scratch / "0.img").rename(scratch / "kept.img")
-        assert "does not exist" in refused("upgrade", node)
-        sparse(scratch / "0.img", 32 * MIB)
-        assert "is not what it was" in refused("upgrade", node)
-        (scratch / "kept.img").rename(scratch / "0.img")
-        assert pid_of(node) == before
-        assert state_of(node) == "live"
-    nothing_left()
-
-
-@pytest.mark.one_kernel
-def test_a_quiesced_device_waits_and_is_recovered(scratch: Path) -> None:
-    with device("loop", *files(scratch), "--depth", "1") as node, load(node) as traffic:
-        traffic.wait()
-        ublkd("quiesce", node)
-        assert state_of(node) == "quiesced"
-        ublkd("quiesce", node)  # it is what was wanted
-        assert "nobody serves" in refused("upgrade", node)
-        ublkd("recover", node)
-        traffic.wait()
+@pytest.mark.parametrize("way", ["del", "stop", "signal"])
+def test_what_the_kernel_still_held_for_a_disk_that_ends_is_on_its_backing(
+    scratch: Path, way: str
+) -> None:
+    for kind in ("none", "reissue"):
+        words = [*files(scratch), "--recovery", kind]
+        with device("loop", *words) as node, open(node, "r+b", buffering=0) as disk:
+            disk.write(b"held" * 4096)  # in the page cache, until somebody writes it back
+            if way == "signal":
+                os.kill(pid_of(node), signal.SIGTERM)
+                wait_until(lambda: not ublkd_json("list"), 60, "the device's end")
+            else:
+                ublkd(way, node, "--force")
+        assert (scratch / "0.img").read_bytes()[:16384] == b"held" * 4096, kind
     nothing_left()
 
 

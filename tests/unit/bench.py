@@ -67,6 +67,7 @@ def on_a_bench(folder: Path, patch: pytest.MonkeyPatch) -> Bench:
     patch.setattr(FakeQueue, "log", made.log, raising=False)
     patch.setattr(FakeQueue, "made", [], raising=False)
     patch.setattr(device, "Queue", FakeQueue)
+    patch.setattr(device, "write_back", lambda _: made.log.step("write back"))
     patch.setattr(
         Device, "_open_char_device", lambda _: os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     )

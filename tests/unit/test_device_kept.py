@@ -26,7 +26,7 @@ def test_a_device_that_is_taken_over_is_served_and_ends_like_any_other(bench: Be
         assert (state.pid, state.started, state.describe) == (
             os.getpid(), True, {"backing": "/somewhere"},
         )  # fmt: skip
-    assert list(bench.log) == AGAIN + DOWN
+    assert list(bench.log) == [*AGAIN, "write back", *DOWN]
     assert bench.left() == []
     assert open_fds() == before
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"uapi"},
     {"target"},
     {"plugin"},
-    {"registry", "features", "state", "stats", "uevent", "below", "log"},
+    {"registry", "features", "state", "stats", "uevent", "below", "log", "writeback"},
     {"background", "config", "control", "queue"},
     {"device", "manage"},
     {"recovery"},

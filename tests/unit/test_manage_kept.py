@@ -118,6 +118,25 @@ def test_the_process_of_a_device_that_nobody_serves_may_be_anybodys_by_now(
     assert list(driver.log) == ["stop", "del"]
 
 
+@pytest.mark.parametrize(
+    ("change", "written"),
+    [
+        ({}, True),
+        ({"flags": Feature(0)}, False),  # its STOP has it written
+        ({"state": DevState.QUIESCED}, False),  # there is nobody who could
+    ],
+)
+def test_what_the_kernel_holds_is_written_back_before_a_stop_would_fail_it(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any], written: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(manage, "_serves", lambda _: True)
+    monkeypatch.setattr(manage, "write_back", driver.log.step)
+    driver.known[3] = replace(LIVE, pid=NOBODY, **change)
+    manage.delete(cast("Control", driver), states, found(driver, states))
+    assert list(driver.log) == ["/dev/ublkb3", "stop", "del"][not written :]
+
+
 @pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.FAIL_IO])
 def test_a_disk_in_use_that_nobody_serves_is_kept_with_a_word_of_recover(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, state: DevState
