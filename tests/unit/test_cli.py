@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.helpers import DRIVER_THERE, assert_one_line_and_hint, python, ublkd
 
-COMMANDS = ["add", "list", "show", "stop", "del", "features"]
+COMMANDS = ["add", "list", "show", "stop", "del", "features", "recover", "quiesce", "upgrade"]
 
 STARTING = """
 import dataclasses, json, sys
@@ -101,6 +101,12 @@ WRONG: list[tuple[list[str | bytes], str]] = [
     (["del"], "DEV"),
     (["del", "1", "--all"], "DEV"),
     (["features", "x"], "x"),
+    (["recover"], "DEV"),
+    (["recover", "1", "--all"], "DEV"),
+    (["quiesce"], "DEV"),
+    (["quiesce", "--all"], "--all"),
+    (["upgrade"], "DEV"),
+    (["upgrade", "1", "--all"], "DEV"),
     (["add"], "--target"),
     (["add", "--target"], "--target"),
     (["add", "-t", "loup"], "loup"),
@@ -122,6 +128,7 @@ WRONG: list[tuple[list[str | bytes], str]] = [
     (["add", "-t", "null", "--id", "-1"], "--id"),
     (["add", "-t", "null", "--max-io", "1"], "--max-io"),
     (["add", "-t", "null", "--lease", "best"], "--lease"),
+    (["add", "-t", "null", "--recovery", "always"], "--recovery"),
     (["add", "-t", "null", "--name", "a/b"], "--name"),
     (["add", "-t", "null", "--name", b"\xff"], "--name"),
 ]
