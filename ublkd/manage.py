@@ -139,7 +139,7 @@ def sweep(control: Control, states: StateDir) -> None:
     """Delete what an add that was killed has left: no disk, and nobody who makes it one."""
     for dev_id in states.ids():
         state = states.read(dev_id)
-        if state is None or state.started or Path(f"/proc/{state.pid}").exists():
+        if state is None or state.started or _is_there(state.pid):
             continue
         with states.lock(), contextlib.suppress(UblkdError):
             found = look(control, states, dev_id)
@@ -271,6 +271,7 @@ def quiesce(control: Control, states: StateDir, found: Found) -> None:
             device = _again(control, states, device)
             if device is None:
                 raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+        _wait_gone(daemon, found)  # it lets go of the backing after the device
 
 
 def _have_taken_back(control: Control, device: Found) -> None:
@@ -353,6 +354,13 @@ def _serves(pid: int) -> bool:
         return any(map(_leads_to_ublk, links)) and not _is_ending(process)
     except (OSError, ValueError):
         return False
+
+
+def _is_there(pid: int) -> bool:
+    """Whether the process lives; one that nobody has asked for its end does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 def _is_ending(process: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -171,6 +172,16 @@ def test_only_what_was_never_a_disk_and_has_nobody_is_swept(
     manage.sweep(cast("Control", driver), states)
     assert list(driver.log) == (["del"] if swept else [])
     assert (states.read(3) is None) == swept
+
+
+def test_a_zombie_makes_no_disk(driver: Driver, states: StateDir) -> None:
+    ended = subprocess.Popen(["true"])
+    assert os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    states.write(replace(STATE, started=False, pid=ended.pid))
+    driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    manage.sweep(cast("Control", driver), states)
+    assert list(driver.log) == ["del"]
+    ended.wait()
 
 
 def test_what_cannot_be_swept_is_no_reason_not_to_add(driver: Driver, states: StateDir) -> None:
