@@ -23,7 +23,10 @@ from tools import (
 )
 
 MIB = 1 << 20
-UPGRADES = 20 if os.environ.get("THOROUGH") else 3
+THOROUGH = "THOROUGH" in os.environ
+UPGRADES = 20 if THOROUGH else 3
+
+pytestmark = pytest.mark.deadline(1200 if THOROUGH else 120)
 
 
 def can_quiesce() -> bool:
