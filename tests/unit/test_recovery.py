@@ -215,6 +215,29 @@ def test_what_becomes_of_the_device_meanwhile_is_told(
     assert open_fds() == before
 
 
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EACCES])
+def test_who_was_let_in_and_finds_the_device_open_waits_like_the_others(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    opened, tries = os.open, 0
+
+    def taken(path: Any, *rest: Any, **more: Any) -> int:
+        nonlocal tries
+        if path == "/dev/ublkc3":
+            tries += 1
+            if tries < 3:
+                raise OSError(number, "in use")
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", taken)
+    if number == errno.EBUSY:
+        os.close(take(driver, states).dev_fd)
+        assert tries == 3
+        return
+    with pytest.raises(UblkdError, match="cannot open /dev/ublkc3"):
+        take(driver, states)
+
+
 def test_a_device_that_is_never_let_go_is_given_up(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
