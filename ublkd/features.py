@@ -111,6 +111,11 @@ def groups() -> bool:
     return bool(lib.lease_probe_group() == 1)
 
 
+def ring_error() -> int:
+    """The errno with which this process is refused an io_uring; 0: it is not."""
+    return -min(0, int(lib.lease_probe_group()))
+
+
 def streams() -> bool:
     """Whether SEND and RECV take lent pages here: a probe on a socketpair."""
     return bool(lib.lane_probe() == 1)

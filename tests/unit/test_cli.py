@@ -15,7 +15,8 @@ import pytest
 
 from tests.unit.helpers import DRIVER_THERE, assert_one_line_and_hint, python, ublkd
 
-COMMANDS = ["add", "list", "show", "stop", "del", "features", "recover", "quiesce", "upgrade"]
+COMMANDS = ["add", "list", "show", "stop", "del", "features", "recover", "quiesce", "upgrade",
+            "doctor"]  # fmt: skip
 
 STARTING = """
 import dataclasses, json, sys
@@ -107,6 +108,7 @@ WRONG: list[tuple[list[str | bytes], str]] = [
     (["quiesce", "--all"], "--all"),
     (["upgrade"], "DEV"),
     (["upgrade", "1", "--all"], "DEV"),
+    (["doctor", "x"], "x"),
     (["add"], "--target"),
     (["add", "--target"], "--target"),
     (["add", "-t", "loup"], "loup"),
