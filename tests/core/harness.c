@@ -76,8 +76,7 @@ void fake_commit(struct group *g, int result)
 	if (f->serving[g->tag])
 		f->nr_serving--;
 	f->serving[g->tag] = false;
-	stats_end(&f->stats, iod_op(g->iod), g->size, result,
-		  stats_now() - g->began);
+	group_count(g, result, stats_now());
 }
 
 static void complete(struct fake *f, uint64_t user_data, int res,

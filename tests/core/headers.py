@@ -7,6 +7,7 @@ from pathlib import Path
 
 HEADERS = (
     "ublkd/core/uapi.h",
+    "ublkd/core/recorder.h",
     "ublkd/core/stats.h",
     "ublkd/core/lane.h",
     "ublkd/core/lease.h",

@@ -24,6 +24,7 @@ size_t size_of(const char *name)
 		{ "struct plan_member", sizeof(struct plan_member) },
 		{ "struct queue_config", sizeof(struct queue_config) },
 		{ "struct queue_stats", sizeof(struct queue_stats) },
+		{ "struct recorded", sizeof(struct recorded) },
 		{ "struct reaction", sizeof(struct reaction) },
 		{ "struct ublksrv_io_desc", sizeof(struct ublksrv_io_desc) },
 	};

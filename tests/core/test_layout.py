@@ -33,6 +33,7 @@ STRUCTS = [
     "plan_member",
     "queue_config",
     "queue_stats",
+    "recorded",
     "reaction",
     "ublksrv_io_desc",
 ]

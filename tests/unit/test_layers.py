@@ -32,7 +32,7 @@ CLI_IS_SEEN_BY = {"__main__"}
 TARGETS_SEE = {"target", "errors", "_core", "registry"}  # the last: to stand before another
 
 C_LAYERS = [
-    {"uapi"},
+    {"uapi", "recorder"},
     {"stats", "ring", "target", "own", "control"},
     {"lease", "lane"},
     {"member"},

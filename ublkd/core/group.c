@@ -157,8 +157,11 @@ static enum verdict judge(struct group *g, struct member *m, int res)
 	/* no progress, or more than was asked: neither can be believed */
 	if (res == 0 || (uint32_t)res > member_next_bytes(g, m))
 		return FAILED;
-	if ((uint32_t)res < member_next_bytes(g, m))
+	if ((uint32_t)res < member_next_bytes(g, m)) {
 		g->env->stats->short_members++;
+		if (g->nr_short < UINT8_MAX)
+			g->nr_short++;
+	}
 	reached = member_resume_at(g, m) + (uint64_t)res;
 	if (reached <= m->done)
 		return be_patient(m);
@@ -355,6 +358,7 @@ static void clear(struct group *g)
 	g->has_data = false;
 	g->nr_members = 0;
 	g->nr_pending = 0;
+	g->nr_short = 0;
 }
 
 void group_restart(struct group *g)

@@ -154,6 +154,9 @@ void group_lent(struct group *g, int res);
 void group_cqe(struct group *g, unsigned int member, int res,
 	       uint32_t cqe_flags);
 
+/* It was committed with `result`: for the counters and the recorder. */
+void group_count(const struct group *g, int result, uint64_t now_ns);
+
 /* A turn has brought all that it brings: submit_all(), if that is the way. */
 void groups_turn(struct group_env *env);
 

@@ -87,6 +87,7 @@ struct group {
 	uint16_t tag;
 	uint16_t nr_members;
 	uint16_t nr_pending;
+	uint8_t nr_short; /* transfers that went on; 255: or more */
 	bool answered;
 	bool has_data; /* some member moves bytes of the request */
 	int late_answer; /* of group_answer(), the least that is unheard of */

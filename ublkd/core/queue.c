@@ -60,8 +60,7 @@ void queue_commit(struct group *g, int result)
 
 	q->nr_serving--;
 	send_result(q, g->tag, result);
-	stats_end(q->cfg.stats, iod_op(g->iod), g->size, result,
-		  q->now - g->began);
+	group_count(g, result, q->now);
 }
 
 /*

@@ -97,6 +97,7 @@ static void wire(struct queue *q)
 		q->groups[tag].members =
 			q->members + (size_t)tag * cfg->max_members;
 	}
+	cfg->stats->started = stats_now();
 	cfg->stats->magic = STATS_MAGIC;
 }
 

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Counters of one queue, in a page that others may map and read while the
- * queue runs: every field is an aligned 64-bit word with one writer.
+ * Counters of one queue and its last requests, in pages that others may map
+ * and read while the queue runs. Every counter is an aligned 64-bit word with
+ * one writer.
  */
 #ifndef UBLKD_STATS_H
 #define UBLKD_STATS_H
 
 #include <stdint.h>
+
+#include "recorder.h"
 
 #define STATS_MAGIC 0x7374617473000002ULL /* the layout's version is its end */
 #define STATS_OPS 6 /* indexed by UBLK_IO_OP_* up to WRITE_ZEROES */
@@ -14,6 +17,7 @@
 
 struct queue_stats {
 	uint64_t magic;
+	uint64_t started; /* ns of CLOCK_MONOTONIC */
 	uint64_t requests[STATS_OPS];
 	uint64_t bytes[STATS_OPS]; /* committed */
 	uint64_t errors[STATS_OPS];
@@ -30,6 +34,7 @@ struct queue_stats {
 	uint64_t acked_writes;
 	uint64_t flushed_writes; /* and up to which one it has flushed them */
 	uint64_t latency[STATS_OPS][STATS_BUCKETS];
+	struct recorder recorder;
 };
 
 /* Nanoseconds of CLOCK_MONOTONIC. */
