@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from ublkd import below, manage, recovery, registry
+from ublkd import below, manage, recorder, recovery, registry
 from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
@@ -22,6 +22,8 @@ from ublkd.target import Target
 from ublkd.uevent import wait_for_node
 
 NODE_SECONDS = 15
+DUMP = signal.SIGUSR1
+"""Has the daemon write its last requests to the log."""
 POLL_SECONDS = 3600  # a wait without an end is cut into these
 
 
@@ -48,7 +50,7 @@ def _open_target(config: DeviceConfig) -> Target:
 def _signals() -> Iterator[int]:
     """A descriptor from which the numbers of the signals can be read that have arrived."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    chosen = [signal.SIGTERM, signal.SIGINT, manage.STOPPING]
+    chosen = [signal.SIGTERM, signal.SIGINT, manage.STOPPING, DUMP]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
         chosen.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in chosen}
@@ -114,8 +116,10 @@ def serve_again(dev_id: int, cookie: int, ready: Callable[[Ready], None], log: L
 
 
 def _until_the_end(disk: Device, signalled: int, log: Log) -> None:
-    _wait(disk, signalled)
+    dump = recorder.Dump(StateDir().counters(disk.id), log)
+    _wait(disk, signalled, dump.asked)
     if failure := disk.failure:
+        dump.write()
         disk.leave()
         raise UblkdError(f"/dev/ublkb{disk.id} failed: {failure}", hint="see 'ublkd list'")
     if disk.stopped_by_others:
@@ -134,15 +138,19 @@ def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
     return warnings
 
 
-def _wait(disk: Device, signalled: int) -> None:
+def _wait(disk: Device, signalled: int, dump: Callable[[], None]) -> None:
     """Until a signal arrives that means the end, or the queues end."""
     while not disk.wait(0):
         woken, _, _ = select.select([signalled, disk.ended_fd], [], [], POLL_SECONDS)
         if signalled not in woken:
             continue
-        if any(number != manage.STOPPING for number in os.read(signalled, 4096)):
+        numbers = os.read(signalled, 4096)
+        if any(number not in (manage.STOPPING, DUMP) for number in numbers):
             return
-        disk.stopping()
+        if DUMP in numbers:
+            dump()
+        if manage.STOPPING in numbers:
+            disk.stopping()
 
 
 # --- in the background ----------------------------------------------------------------------

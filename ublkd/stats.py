@@ -1,4 +1,4 @@
-"""Reads the counters that a device's queues keep in shared memory; asks the daemon nothing."""
+"""Reads what a device's queues count in shared memory; asks the daemon nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ GAUGES = (
 
 MOMENTARY = ("in_flight", "without_connection")
 """Those that say how it is, and not what has been: they end with their daemon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueStats:
+    """What one queue has counted."""
+
+    started: int  # ns of CLOCK_MONOTONIC
+    counters: dict[str, Any]
+    """Of each op ``requests``, ``bytes`` and ``errors``; and the gauges."""
+    latency: dict[str, list[int]]
+    """Of each op how many requests took so long: entry n is of 2 ** n nanoseconds and more."""
+
 
 STRIDE = -(-ffi.sizeof("struct queue_stats") // 64) * 64
 """Bytes from one queue's counters to the next's: a cache line of theirs is nobody else's."""
@@ -69,16 +82,32 @@ def create(path: Path, queues: int, *, keep: bool = False) -> Iterator[list[Any]
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The counters of every queue, by name; nothing where there are none."""
+    return [_named(queue) for queue in raw(path)]
+
+
+def counted(path: Path) -> list[QueueStats]:
+    """The same with latencies."""
+    return [
+        QueueStats(
+            started=queue.started,
+            counters=_named(queue),
+            latency={name: list(queue.latency[op]) for op, name in enumerate(OPS) if name},
+        )
+        for queue in raw(path)
+    ]
+
+
+def raw(path: Path) -> list[Any]:
+    """A copy of what the queues have written: a ``struct queue_stats *`` of each."""
     try:
-        raw = path.read_bytes()
+        content = path.read_bytes()
     except OSError:
         return []
-    whole = range(0, len(raw) - STRIDE + 1, STRIDE)
     queues = [
-        ffi.from_buffer("struct queue_stats *", raw[at : at + STRIDE], require_writable=False)
-        for at in whole
+        ffi.from_buffer("struct queue_stats *", content[at : at + STRIDE], require_writable=False)
+        for at in range(0, len(content) - STRIDE + 1, STRIDE)
     ]
-    return [_named(queue) for queue in queues if queue.magic == lib.STATS_MAGIC]
+    return [queue for queue in queues if queue.magic == lib.STATS_MAGIC]
 
 
 def _named(queue: Any) -> dict[str, Any]:

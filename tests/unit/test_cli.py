@@ -16,7 +16,7 @@ import pytest
 from tests.unit.helpers import DRIVER_THERE, assert_one_line_and_hint, python, ublkd
 
 COMMANDS = ["add", "list", "show", "stop", "del", "features", "recover", "quiesce", "upgrade",
-            "doctor"]  # fmt: skip
+            "doctor", "stats", "dump"]  # fmt: skip
 
 STARTING = """
 import dataclasses, json, sys
@@ -109,6 +109,11 @@ WRONG: list[tuple[list[str | bytes], str]] = [
     (["upgrade"], "DEV"),
     (["upgrade", "1", "--all"], "DEV"),
     (["doctor", "x"], "x"),
+    (["stats", "0", "--watch", "0"], "--watch"),
+    (["stats", "--watch", "nan"], "--watch"),
+    (["stats", "--watch", "inf"], "--watch"),
+    (["stats", "--watch", "disk"], "--watch"),
+    (["dump"], "DEV"),
     (["add"], "--target"),
     (["add", "--target"], "--target"),
     (["add", "-t", "loup"], "loup"),

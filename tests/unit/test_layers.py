@@ -19,7 +19,7 @@ LAYERS = [
     {"target"},
     {"plugin"},
     {"registry", "features", "state", "stats", "uevent", "below", "log", "writeback"},
-    {"background", "config", "control", "queue"},
+    {"background", "config", "control", "queue", "recorder", "rates"},
     {"device", "manage", "machine"},
     {"recovery"},
     {"daemon", "doctor"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-CORE_IS_SEEN_BY = {"uapi", "target", "features", "stats", "control", "queue"}
+CORE_IS_SEEN_BY = {"uapi", "target", "features", "stats", "recorder", "control", "queue"}
 CLI_IS_SEEN_BY = {"__main__"}
 TARGETS_SEE = {"target", "errors", "_core", "registry"}  # the last: to stand before another
 

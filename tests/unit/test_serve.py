@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log
 from tests.unit.helpers import open_fds
-from ublkd import below, daemon, device, registry
+from ublkd import below, daemon, device, recorder, registry
 from ublkd.config import DeviceConfig, build
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import REQUIRED
@@ -130,19 +130,40 @@ def test_a_signal_ends_the_device_in_order(bench: Bench, number: signal.Signals)
     assert "/dev/ublkb3 is ready" in bench.lines[0]
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_asks_for_something_does_not_end_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def asked(what: str) -> Any:
+        def hear(*_: object) -> None:
+            bench.log.append(what)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        return hear
+
+    monkeypatch.setattr(recorder.Dump, "asked", asked("SIGUSR1"))
+    monkeypatch.setattr(Disk, "stopping", asked("SIGUSR2"), raising=False)
+    bench.serve(lambda: os.kill(os.getpid(), number))
+    assert bench.log == ["up", number.name, "down"]
+
+
 def test_a_device_that_somebody_stopped_is_left_to_them(bench: Bench) -> None:
     bench.serve(end_it)
     assert list(bench.log) == ["up", "leave", "down"]
 
 
-def test_a_queue_that_fails_is_an_error_with_its_reason(bench: Bench) -> None:
+def test_a_queue_that_fails_is_an_error_with_its_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder.Dump, "write", lambda _: bench.log.append("dump"))
+
     def fail() -> None:
         Disk.made[0].failure = "queue 0: input/output error"
         Disk.made[0].end()
 
     with pytest.raises(UblkdError, match="/dev/ublkb3 failed: queue 0: input/output"):
         bench.serve(fail)
-    assert list(bench.log) == ["up", "leave", "down"]
+    assert list(bench.log) == ["up", "dump", "leave", "down"]
 
 
 def test_a_device_that_does_not_come_to_be_is_not_gone_on_with(bench: Bench) -> None:

@@ -49,9 +49,9 @@ def _json_ready(value: Any) -> Any:
     return value
 
 
-def emit_json(value: Any) -> None:
-    """Print as JSON, ASCII only."""
-    emit(json.dumps(_json_ready(value), indent=2))
+def emit_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print as JSON, ASCII only; without ``indent`` on one line."""
+    emit(json.dumps(_json_ready(value), indent=indent))
 
 
 def warn(text: str) -> None:
