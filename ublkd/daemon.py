@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from ublkd import below, manage, recorder, recovery, registry
+from ublkd import below, manage, memory, recorder, recovery, registry
 from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
@@ -75,6 +75,7 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
     from ublkd.log import logged  # slow to load, and not for those who only start a daemon
 
     with Control() as control:
+        memory.guard(log)  # before there is a thread, or a ring that can have one
         offered = control.get_features()
         target = _open_target(config)
         try:

@@ -18,7 +18,7 @@ LAYERS = [
     {"uapi"},
     {"target"},
     {"plugin"},
-    {"registry", "features", "state", "stats", "uevent", "below", "log", "writeback"},
+    {"registry", "features", "state", "stats", "uevent", "below", "log", "memory", "writeback"},
     {"background", "config", "control", "queue", "recorder", "rates"},
     {"device", "manage", "machine"},
     {"recovery"},
@@ -27,7 +27,9 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-CORE_IS_SEEN_BY = {"uapi", "target", "features", "stats", "recorder", "control", "queue"}
+CORE_IS_SEEN_BY = {
+    "uapi", "target", "features", "stats", "memory", "recorder", "control", "queue",
+}  # fmt: skip
 CLI_IS_SEEN_BY = {"__main__"}
 TARGETS_SEE = {"target", "errors", "_core", "registry"}  # the last: to stand before another
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log
 from tests.unit.helpers import open_fds
-from ublkd import below, daemon, device, recorder, registry
+from ublkd import below, daemon, device, memory, recorder, registry
 from ublkd.config import DeviceConfig, build
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import REQUIRED
@@ -104,6 +104,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench()
     monkeypatch.setattr(Disk, "log", made.log, raising=False)
     monkeypatch.setattr(Disk, "made", [], raising=False)
+    monkeypatch.setattr(memory, "guard", lambda _: None)  # this process is not the daemon
     monkeypatch.setattr(daemon, "Control", Driver)
     monkeypatch.setattr(daemon, "Device", Disk)
     monkeypatch.setattr(registry, "load", lambda _: made)

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* What the generated boundary includes. */
+#include <sys/mman.h>
+#include <sys/prctl.h>
+
 #include "backing.h"
 #include "control.h"
 #include "faulty.h"
