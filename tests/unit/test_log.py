@@ -1,0 +1,79 @@
+"""What modules say, on its way to the daemon's log."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from ublkd import log
+from ublkd.log import BURST, SECONDS, WAITING, logged
+
+SAID = logging.getLogger("a.plug.in")
+
+
+def test_what_is_said_arrives_in_order_and_other_levels_do_not() -> None:
+    lines: list[str] = []
+    with logged(lines.append):
+        SAID.warning("%d of %d", 1, 2)
+        SAID.debug("no")
+        SAID.error("then\nthat")
+    SAID.error("too late")
+    assert lines == ["1 of 2", "then\nthat"]
+
+
+def test_a_log_that_stands_still_holds_nobody_up_and_what_is_lost_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, stands = threading.Event(), threading.Event()
+    lines: list[str] = []
+
+    def slow(line: str) -> None:
+        stands.set()
+        assert go_on.wait(50)
+        lines.append(line)
+
+    with logged(slow):
+        SAID.warning("first")
+        assert stands.wait(50)
+        for number in range(WAITING + 7):
+            SAID.warning("%d", number)  # or this would never end
+        remove = SAID.root.removeHandler
+
+        def leave(ours: logging.Handler) -> None:
+            remove(ours)
+            go_on.set()  # the end has begun, and the queue is full up to the last place
+
+        monkeypatch.setattr(SAID.root, "removeHandler", leave)
+    assert lines[0] == "first"
+    assert lines[1].startswith("7 lines before this one were lost")
+    assert lines[2] == "0"
+    assert len(lines) == BURST + 2
+    assert lines[-1].startswith(f"{WAITING - BURST + 1} lines before")
+
+
+def test_a_flood_is_cut_and_its_rest_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    lines: list[str] = []
+    ours = log.ToOurLog(lines.append, log.NeverWaiting(None))  # type: ignore[arg-type]
+
+    def flood(count: int) -> None:
+        for _ in range(count):
+            ours.handle(logging.makeLogRecord({"msg": "help", "levelno": logging.ERROR}))
+
+    flood(BURST + 30)
+    assert lines == ["help"] * BURST
+    now += SECONDS
+    flood(1)
+    assert lines[BURST:] == ["30 lines before this one were lost: there were too many", "help"]
+
+
+def test_a_log_that_cannot_be_written_ends_nothing() -> None:
+    def full(_: str) -> None:
+        raise OSError(28, "full")
+
+    with logged(full):
+        SAID.error("nobody hears this")
