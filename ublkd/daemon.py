@@ -107,6 +107,7 @@ def serve_again(dev_id: int, cookie: int, ready: Callable[[Ready], None], log: L
 
     states = StateDir()
     with Control() as control:
+        memory.guard(log)
         taken = recovery.take(control, states, dev_id, cookie)
         device = recovery.device(control, states, taken)
         with logged(log), _signals() as signalled, device as disk:
