@@ -204,7 +204,8 @@ def unfit(now: Params, disk: Params, info: DevInfo, lease: Lease) -> str:
         return f"it has {now.size} bytes, and the disk {disk.size}"
     if now.logical_block != disk.logical_block:
         return f"its blocks have {now.logical_block} bytes, and the disk's {disk.logical_block}"
-    if now.dma_align > disk.dma_align:
+    # before 6.15 the driver knows of no alignment, and lends nothing
+    if lends(lease) and now.dma_align > disk.dma_align:
         return f"it wants memory aligned to {now.dma_align} bytes, and the disk to {disk.dma_align}"
     if now.max_io and now.max_io < info.max_io:
         return f"it takes {now.max_io} bytes at once, and the disk {info.max_io}"

@@ -45,6 +45,7 @@ def test_what_is_as_before_or_can_do_more_fits() -> None:
     reader = replace(DISK, read_only=True)
     assert recovery.unfit(reader, reader, INFO, Lease.AUTO) == ""
     assert recovery.unfit(replace(DISK, in_memory=True), DISK, INFO, Lease.COPY) == ""
+    assert recovery.unfit(DISK, replace(DISK, dma_align=4), INFO, Lease.COPY) == ""
 
 
 @pytest.mark.parametrize(
