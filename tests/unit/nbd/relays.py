@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def exactly(sock: socket.socket, length: int, gulp: int = MIB) -> bytes:
     while len(data) < length and (more := sock.recv(min(gulp, length - len(data)))):
         data += more
     return data
+
+
+def at_once(sock: ssl.SSLSocket, data: bytes, length: int) -> bytes:
+    """Says all of it and hears so many bytes meanwhile: no two threads may use one TLS socket."""
+    sock.setblocking(False)
+    left, heard = memoryview(data), b""
+    while left or len(heard) < length:
+        before = len(left), len(heard)
+        with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            left = left[sock.send(left[:MIB]) :] if left else left
+        with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            heard += sock.recv(MIB)
+        if before == (len(left), len(heard)):
+            assert select.select([sock], [sock] if left else [], [], WAIT) != ([], [], [])
+    return heard
 
 
 @contextmanager

@@ -162,7 +162,8 @@ def test_the_end_does_not_wait_for_it(world: World, monkeypatch: pytest.MonkeyPa
     lose_with_writes(world, monkeypatch)
     world.stop()
     links.until(lambda: "fail 0" in links.did)
-    assert world.servers.patience == []
+    # a disk that has not ended by then is connected again, but that is later
+    assert not [at for at in world.servers.when if at <= 1000 + world.failed_after()]
 
 
 # --- pauses and the window --------------------------------------------------

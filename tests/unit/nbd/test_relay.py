@@ -20,6 +20,7 @@ from tests.unit.nbd.relays import (
     MIB,
     NEWEST,
     WAIT,
+    at_once,
     ended_by_itself,
     exactly,
     filled,
@@ -37,9 +38,9 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 @NEWEST
 def test_all_bytes_arrive_in_both_directions_at_once(pki: Path, newest: int) -> None:
     up, down = os.urandom(5 * MIB + 1), os.urandom(3 * MIB + 7)
-    with relayed(pki, newest) as (end, server, _), saying(end, up), saying(server, down):
+    with relayed(pki, newest) as (end, server, _), saying(end, up):
         heard: list[bytes] = []
-        thread = threading.Thread(target=lambda: heard.append(exactly(server, len(up))))
+        thread = threading.Thread(target=lambda: heard.append(at_once(server, down, len(up))))
         thread.start()
         assert exactly(end, len(down)) == down
         thread.join(WAIT)
