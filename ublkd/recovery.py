@@ -87,10 +87,13 @@ def take(control: Control, states: StateDir, dev_id: int, cookie: int) -> Taken:
 def _try(control: Control, dev_id: int) -> int | None:
     try:
         control.start_recovery(dev_id)
-        return os.open(f"/dev/ublkc{dev_id}", os.O_RDWR | os.O_CLOEXEC)
     except CommandError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno == errno.EBUSY:
+            return None
+        if error.errno != errno.EINVAL:  # 6.12: whoever was let in before has not served since
             raise
+    try:
+        return os.open(f"/dev/ublkc{dev_id}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise UblkdError(f"cannot open /dev/ublkc{dev_id}: {error.strerror}") from error

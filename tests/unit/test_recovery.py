@@ -239,6 +239,23 @@ def test_who_was_let_in_and_finds_the_device_open_waits_like_the_others(
         take(driver, states)
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_who_was_let_in_before_and_never_served_need_not_ask_again(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Linux 6.12 says so by EINVAL."""
+
+    def refused(_: int) -> None:
+        raise CommandError(Cmd.START_USER_RECOVERY, number)
+
+    monkeypatch.setattr(driver, "start_recovery", refused)
+    if number == errno.EINVAL:
+        os.close(take(driver, states).dev_fd)
+        return
+    with pytest.raises(CommandError):
+        take(driver, states)
+
+
 def test_a_device_that_is_never_let_go_is_given_up(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
