@@ -146,6 +146,11 @@ def sweep(control: Control, states: StateDir) -> None:
             if found and found.state == state and found.info.state is DevState.DEAD:
                 control.del_dev(dev_id)
                 states.remove(dev_id)
+    with states.lock():  # whoever makes one writes what it is before letting go of this
+        for found in devices(control, states):
+            if found.ours and not found.state and found.info.state is DevState.DEAD:
+                with contextlib.suppress(UblkdError):
+                    control.del_dev(found.info.id)
 
 
 def find(control: Control, states: StateDir, word: str) -> Found:

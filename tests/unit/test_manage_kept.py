@@ -190,3 +190,25 @@ def test_what_cannot_be_swept_is_no_reason_not_to_add(driver: Driver, states: St
     driver.log.fail_at = "del"
     manage.sweep(cast("Control", driver), states)
     assert states.read(3)
+
+
+@pytest.mark.parametrize(
+    ("info", "swept"),
+    [
+        ({"state": DevState.DEAD}, True),
+        ({"state": DevState.QUIESCED}, False),
+        ({"state": DevState.LIVE}, False),
+        ({"state": DevState.DEAD, "cookie": 7}, False),
+    ],
+)
+def test_a_device_that_nobody_came_to_remember_is_swept(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    info: dict[str, Any], swept: bool,
+) -> None:  # fmt: skip
+    """Its add was killed right behind ADD_DEV."""
+    (tmp_path / "class" / "ublkc3").mkdir(parents=True)
+    monkeypatch.setattr(manage, "CHAR_CLASS", tmp_path / "class")
+    states.remove(3)
+    driver.known[3] = replace(LIVE, **info)
+    manage.sweep(cast("Control", driver), states)
+    assert list(driver.log) == (["del"] if swept else [])
