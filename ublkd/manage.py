@@ -112,13 +112,16 @@ class Found:
 
 def devices(control: Control, states: StateDir) -> list[Found]:
     """Every ublk device of this machine, by number."""
+    found = (look(control, states, dev_id) for dev_id in _ids())
+    return [device for device in found if device]
+
+
+def _ids() -> list[int]:
     try:
         names = os.listdir(CHAR_CLASS)
     except OSError:
         return []
-    ids = sorted(int(m[1]) for n in names if (m := re.fullmatch(r"ublkc(\d+)", n)))
-    found = (look(control, states, dev_id) for dev_id in ids)
-    return [device for device in found if device]
+    return sorted(int(m[1]) for n in names if (m := re.fullmatch(r"ublkc(\d+)", n)))
 
 
 def look(control: Control, states: StateDir, dev_id: int) -> Found | None:
@@ -137,20 +140,17 @@ def look(control: Control, states: StateDir, dev_id: int) -> Found | None:
 
 def sweep(control: Control, states: StateDir) -> None:
     """Delete what an add that was killed has left: no disk, and nobody who makes it one."""
-    for dev_id in states.ids():
+    for dev_id in sorted({*_ids(), *states.ids()}):
         state = states.read(dev_id)
-        if state is None or state.started or _is_there(state.pid):
+        if state and (state.started or _is_there(state.pid)):
             continue
+        # whoever makes a device says what it is before letting go of this lock
         with states.lock(), contextlib.suppress(UblkdError):
             found = look(control, states, dev_id)
-            if found and found.state == state and found.info.state is DevState.DEAD:
+            dead = found and found.ours and found.info.state is DevState.DEAD
+            if found and dead and found.state == state:
                 control.del_dev(dev_id)
                 states.remove(dev_id)
-    with states.lock():  # whoever makes one writes what it is before letting go of this
-        for found in devices(control, states):
-            if found.ours and not found.state and found.info.state is DevState.DEAD:
-                with contextlib.suppress(UblkdError):
-                    control.del_dev(found.info.id)
 
 
 def find(control: Control, states: StateDir, word: str) -> Found:

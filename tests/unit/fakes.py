@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ublkd._core import ffi
@@ -160,3 +161,11 @@ class FakeTarget:
 
     def close(self) -> None:
         self.log.step("close target")
+
+
+def remembering(folder: Path, state: DeviceState) -> StateDir:
+    """A folder of state in which there is one device."""
+    made = StateDir(folder / "run")
+    made.prepare()
+    made.write(state)
+    return made

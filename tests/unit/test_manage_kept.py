@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.unit.fakes import FakeControl, Log, dev_info
+from tests.unit.fakes import FakeControl, Log, dev_info, remembering
 from tests.unit.helpers import is_one_line
 from ublkd import manage
 from ublkd.control import CommandError, Control
@@ -52,10 +52,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 @pytest.fixture
 def states(tmp_path: Path) -> StateDir:
-    made = StateDir(tmp_path / "run")
-    made.prepare()
-    made.write(STATE)
-    return made
+    return remembering(tmp_path, STATE)
 
 
 def found(driver: FakeControl, states: StateDir) -> Found:

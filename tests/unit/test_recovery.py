@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.unit.fakes import FakeControl, FakeTarget, Log, dev_info
+from tests.unit.fakes import FakeControl, FakeTarget, Log, dev_info, remembering
 from tests.unit.helpers import is_one_line, open_fds
 from ublkd import manage, recovery, registry
 from ublkd.control import CommandError, Control, DevInfo
@@ -174,10 +174,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 @pytest.fixture
 def states(tmp_path: Path) -> StateDir:
-    made = StateDir(tmp_path / "run")
-    made.prepare()
-    made.write(STATE)
-    return made
+    return remembering(tmp_path, STATE)
 
 
 def take(driver: Driver, states: StateDir) -> Taken:
