@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add, or_, sub
 from typing import Any
@@ -10,8 +10,14 @@ from typing import Any
 from ublkd.stats import GAUGES, OPS, QueueStats
 
 NAMES = [name for name in OPS if name]
-STATES = ("failed_files", "in_flight", "without_connection")
+STATES = ("in_flight", "without_connection")
 """The gauges that say how it is now: nothing is subtracted from them."""
+MERGED: Mapping[str, Callable[[int, int], int]] = {
+    "failed_files": or_,
+    "acked_writes": max,
+    "flushed_writes": max,
+}
+"""Those that are no amounts: bits, and the numbers of writes that all queues count together."""
 PER_MILLE = {"p50_us": 500, "p99_us": 990, "p99_9_us": 999}
 
 
@@ -53,8 +59,7 @@ def _merged(one: QueueStats, other: QueueStats, count: Any, state: Any) -> Queue
         for of_op in [one.counters[name]]
     }
     for name in GAUGES:
-        how = state if name in STATES else count
-        how = or_ if name == "failed_files" else how  # bits
+        how = MERGED.get(name) or (state if name in STATES else count)
         counters[name] = how(one.counters[name], other.counters[name])
     latency = {
         name: [count(a, b) for a, b in zip(one.latency[name], other.latency[name], strict=True)]

@@ -103,6 +103,14 @@ def test_a_target_of_another_abi_is_refused(queues: Queues) -> None:
         assert queues.new(ops=ops) == -errno.ELIBBAD
 
 
+def test_a_queue_that_goes_on_for_a_dead_daemons_counts_from_its_beginning(queues: Queues) -> None:
+    assert queues.new() == 0
+    began = queues.stats.started
+    assert began > 0
+    assert queues.new() == 0
+    assert queues.stats.started == began
+
+
 def test_nothing_is_nothing_to_free(core: Core) -> None:
     core.lib.queue_free(core.ffi.NULL)
 

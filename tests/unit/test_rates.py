@@ -73,6 +73,14 @@ def test_a_difference_is_what_was_counted_in_between_and_states_are_as_they_are_
     assert {name: found.counters[name] for name in states} == states
 
 
+def test_the_numbers_of_acknowledged_writes_are_no_amounts() -> None:
+    """All queues of a device count them together."""
+    one, other = queue(acked_writes=9, flushed_writes=4), queue(acked_writes=7, flushed_writes=6)
+    for found in (total([one, other]), since(queue(acked_writes=3, flushed_writes=6), one)):
+        assert found.counters["acked_writes"] == 9
+        assert found.counters["flushed_writes"] == 6
+
+
 def test_a_queue_that_began_anew_is_counted_from_nothing() -> None:
     anew = queue(started=2, reads=3)
     assert since(queue(started=1, reads=10), anew) == anew

@@ -97,7 +97,8 @@ static void wire(struct queue *q)
 		q->groups[tag].members =
 			q->members + (size_t)tag * cfg->max_members;
 	}
-	cfg->stats->started = stats_now();
+	if (!cfg->stats->started) /* else it goes on for a dead daemon's */
+		cfg->stats->started = stats_now();
 	cfg->stats->magic = STATS_MAGIC;
 }
 
