@@ -56,20 +56,16 @@ static bool is_half_written(const struct slot *s)
 	return s->state == SLOT_ANSWERED && s->ticket >= 0 && !s->refused;
 }
 
-static bool writes(const struct slot *s)
-{
-	uint16_t command = be16toh(s->request.command);
-
-	return command == NBD_WRITE || command == NBD_TRIM ||
-	       command == NBD_WRITE_ZEROES;
-}
-
 /* The server may have something in hand, to be written whenever it likes. */
 static bool may_still_write(const struct link *l)
 {
-	for (uint16_t tag = 0; tag < own_depth(l->own); tag++)
-		if (l->slots[tag].state == SLOT_SENT && writes(&l->slots[tag]))
+	for (uint16_t tag = 0; tag < own_depth(l->own); tag++) {
+		const struct slot *s = &l->slots[tag];
+
+		if (s->state == SLOT_SENT &&
+		    nbd_changes(be16toh(s->request.command)))
 			return true;
+	}
 	return false;
 }
 
@@ -138,7 +134,7 @@ static bool has_waited(const struct link *l, const struct slot *s)
 static void settle_ticket(struct link *l, struct slot *s)
 {
 	if (s->state == SLOT_ANSWERED && !s->refused)
-		nbd_note_write(l, s->ticket);
+		link_note_write(l, s->ticket);
 	else
 		nbd_note_failure(l->disk, s->ticket);
 	s->ticket = -1;

@@ -168,7 +168,7 @@ void link_record(struct link *l, struct group *g, const void *copy);
 int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
 
 /* A write was acknowledged, was not, a flush was, or the journal is not whole. */
-void nbd_note_write(struct link *l, int64_t ticket);
+void link_note_write(struct link *l, int64_t ticket);
 void nbd_note_failure(struct nbd *n, int64_t ticket);
 void link_note_flush(struct link *l, uint64_t covers);
 void nbd_break_journal(struct nbd *n);

@@ -195,22 +195,14 @@ static int errno_of(uint32_t error)
 /* Writes that a flush has to cover, and the flushes that do. */
 static void note_success(struct link *l, struct slot *s)
 {
+	uint16_t command = be16toh(s->request.command);
 	bool fua = be16toh(s->request.flags) & NBD_FLAG_FUA;
 
-	switch (be16toh(s->request.command)) {
-	case NBD_WRITE:
-	case NBD_TRIM:
-	case NBD_WRITE_ZEROES:
-		/* with a ticket once the journal has its data: link_keep() */
-		if (!fua && s->ticket < 0)
-			nbd_note_write(l, -1);
-		break;
-	case NBD_FLUSH:
+	if (command == NBD_FLUSH)
 		link_note_flush(l, s->covers);
-		break;
-	default:
-		break;
-	}
+	/* with a ticket once the journal has its data: link_keep() */
+	else if (nbd_changes(command) && !fua && s->ticket < 0)
+		link_note_write(l, -1);
 }
 
 static void take_reply(struct link *l, struct group *g, uint32_t error)

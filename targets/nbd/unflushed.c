@@ -26,7 +26,7 @@ static void wake_starved(struct nbd *n)
 }
 
 /* What the next daemon must know if this one dies stands in the counters. */
-void nbd_note_write(struct link *l, int64_t ticket)
+void link_note_write(struct link *l, int64_t ticket)
 {
 	struct nbd *n = l->disk;
 	uint64_t order = __atomic_add_fetch(&n->acked, 1, __ATOMIC_ACQ_REL);
@@ -105,9 +105,8 @@ void nbd_fail_flush(struct nbd *n)
 
 bool link_is_journaled(const struct link *l, uint16_t command)
 {
-	return l->disk->journal && !nbd_journal_broken(l->disk) &&
-	       (command == NBD_WRITE || command == NBD_TRIM ||
-		command == NBD_WRITE_ZEROES);
+	return l->disk->journal && nbd_changes(command) &&
+	       !nbd_journal_broken(l->disk);
 }
 
 /* A flush of our own is under way. */

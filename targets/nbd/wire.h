@@ -3,6 +3,7 @@
 #ifndef UBLKD_NBD_WIRE_H
 #define UBLKD_NBD_WIRE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define NBD_REQUEST_MAGIC 0x25609513U
@@ -16,6 +17,13 @@ enum nbd_command {
 	NBD_TRIM = 4,
 	NBD_WRITE_ZEROES = 6,
 };
+
+/* What a server that forgets, or does it late, does harm with. */
+static inline bool nbd_changes(uint16_t command)
+{
+	return command == NBD_WRITE || command == NBD_TRIM ||
+	       command == NBD_WRITE_ZEROES;
+}
 
 #define NBD_FLAG_FUA (1U << 0)
 #define NBD_FLAG_NO_HOLE (1U << 1)

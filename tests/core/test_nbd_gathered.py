@@ -114,14 +114,20 @@ def test_while_one_piece_goes_out_the_next_one_fills_and_then_none_waits(
     assert {HEADER, GATHERED, HEADER + GATHERED} < set(sends(disk))
 
 
-def test_what_was_gathered_and_not_sent_is_not_sent_to_the_next_server(
-    new_disk: DiskMaker, pages: Pages
-) -> None:
+def stuck(new_disk: DiskMaker, pages: Pages, hears: int) -> tuple[NbdDisk, Server]:
+    """A disk with a large write that its server takes so many bytes of."""
     disk = new_disk(pages=pages, max_io=1 << 18)
-    first = disk.attach(Store(bytes(1 << 20)), lambda: unix_pair(room=1), hears=0)
+    server = disk.attach(Store(bytes(1 << 20)), lambda: unix_pair(room=1), hears=hears)
     disk.until_connected()
     disk.fill(0, noise(1 << 18))
     disk.begin(0, WRITE, 0, 1 << 18)
+    return disk, server
+
+
+def test_what_was_gathered_and_not_sent_is_not_sent_to_the_next_server(
+    new_disk: DiskMaker, pages: Pages
+) -> None:
+    disk, first = stuck(new_disk, pages, hears=0)
     disk.begin(1, READ, 0, SIZE)
     disk.settle()
     disk.begin(2, READ, SIZE, SIZE)  # behind the one that is stuck
@@ -138,11 +144,7 @@ def test_an_answer_to_what_has_not_left_yet_ends_it_and_the_late_header_is_no_ha
     new_disk: DiskMaker, pages: Pages
 ) -> None:
     """Only a liar knows the cookie; its connection is over when the true answer comes."""
-    disk = new_disk(pages=pages, max_io=1 << 18)
-    server = disk.attach(Store(bytes(1 << 20)), lambda: unix_pair(room=1), hears=28)
-    disk.until_connected()
-    disk.fill(0, noise(1 << 18))
-    disk.begin(0, WRITE, 0, 1 << 18)
+    disk, server = stuck(new_disk, pages, hears=28)
     disk.until(lambda: len(server.heard) == 28)
     write(disk, 1)
     cookie = int.from_bytes(server.heard[8:16])
