@@ -95,22 +95,29 @@ static int carry(const struct lease_table *t, uint16_t tag, bool to_request,
 	return (int)done;
 }
 
+/* All of a WRITE's first bytes: 0 or -errno. */
+static int carry_out(const struct lease_table *t, uint16_t tag, void *to,
+		     uint32_t bytes)
+{
+	int ret = carry(t, tag, false, to, bytes);
+
+	if (ret < 0)
+		return ret;
+	return (uint32_t)ret == bytes ? 0 : -EIO;
+}
+
 /* We carry the bytes: those of a WRITE now, those of a READ at the end. */
 static int carry_ourselves(struct lease_table *t, struct lease *l, uint16_t tag,
 			   const struct ublksrv_io_desc *iod)
 {
 	uint64_t bytes = iod_bytes(iod);
-	int ret;
 
 	l->user_copy = true;
 	if (bytes > t->max_io)
 		return -EIO;
 	if (iod_op(iod) != UBLK_IO_OP_WRITE)
 		return 0;
-	ret = carry(t, tag, false, buffer(t, tag), (uint32_t)bytes);
-	if (ret < 0)
-		return ret;
-	return (uint64_t)ret == bytes ? 0 : -EIO;
+	return carry_out(t, tag, buffer(t, tag), (uint32_t)bytes);
 }
 
 /* A command on /dev/ublkcN about the pages of `tag`. */
@@ -271,16 +278,11 @@ int lease_copy(const struct lease_table *t, const struct lease *l, uint16_t tag,
 	       void *to, uint32_t len)
 {
 	const void *memory = lease_memory(t, l, tag);
-	int ret;
 
-	if (memory) {
-		memcpy(to, memory, len);
-		return 0;
-	}
-	ret = carry(t, tag, false, to, len);
-	if (ret < 0)
-		return ret;
-	return (uint32_t)ret == len ? 0 : -EIO;
+	if (!memory)
+		return carry_out(t, tag, to, len);
+	memcpy(to, memory, len);
+	return 0;
 }
 
 /* The two NOPs are in the ring: who answers first, and how? */
