@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ublkd import registry
 from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.features import Lease, Recovery
 from ublkd.target import Option, OptionValue
 from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
-
-Kind = TypeVar("Kind", Lease, Recovery)
 
 MAX_SECONDS = 1_000_000_000
 MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
@@ -120,16 +118,6 @@ def _wait(option: Option, text: str) -> float | str:
         raise UsageError(error.message, hint=hint) from error
 
 
-MAX_IO = Option(
-    name="max-io",
-    help="bytes of the largest request",
-    kind="size",
-    minimum=MIN_IO_BYTES,
-    maximum=MAX_IO_BYTES,
-    multiple_of=4096,
-)
-
-
 def _absolute(option: Option, raw: str) -> str:
     """With the links kept: what a later start from another folder must find again."""
     if Path(raw).is_absolute():
@@ -229,50 +217,107 @@ def remembered(target: str, kept: Mapping[str, Any], **rest: Any) -> DeviceConfi
     return DeviceConfig(target=target, options=values, paths=_paths(known, values), **rest)
 
 
-def _one_of(kinds: type[Kind], option: str, text: str) -> Kind:
-    choices = [str(kind.value) for kind in kinds]
-    if text not in choices:
-        raise UsageError(
-            f"--{option} {printable(text)!r} is none of its choices",
-            hint="one of " + ", ".join(choices),
-        )
-    return kinds(text)
-
-
 def _text(raw: RawOption) -> str | None:
     return raw if isinstance(raw, str) else None
 
 
-def build(
-    target: str,
-    options: Mapping[str, RawOption],
-    *,
-    name: str | None = None,
-    id: str | None = None,
-    queues: str | None = None,
-    depth: str | None = None,
-    max_io: str | None = None,
-    lease: str | None = None,
-    partscan: bool = True,
-    recovery: str | None = None,
-) -> DeviceConfig:
+@dataclass(frozen=True, kw_only=True)
+class General:
+    """An option that a device has whatever its target: in ``add`` and in its file."""
+
+    option: Option
+    metavar: str = "KIND"  # how help shows its value
+    field: str = ""  # of DeviceConfig; "": the option's key
+    becomes: Callable[[Any], Any] = lambda value: value
+    """From the parsed value to the field's; asked only where the option is given."""
+
+
+GENERAL = (
+    General(
+        option=Option(name="name", help="A name to call the device by.", kept=parse_name),
+        metavar="NAME",
+    ),
+    General(
+        option=Option(
+            name="id",
+            help="Its number; by default the first that is free.",
+            kind="number",
+            maximum=MAX_ID,
+        ),
+        metavar="N",
+    ),
+    General(
+        option=Option(
+            name="queues",
+            help="Hardware queues, each with a thread (default 1).",
+            kind="number",
+            minimum=1,
+            maximum=MAX_QUEUES,
+        ),
+        metavar="N",
+    ),
+    General(
+        option=Option(
+            name="depth",
+            help="Requests in flight per queue (default 128).",
+            kind="number",
+            minimum=1,
+            maximum=MAX_DEPTH,
+        ),
+        metavar="N",
+    ),
+    General(
+        option=Option(
+            name="max-io",
+            help="The largest request (default 512K).",
+            kind="size",
+            minimum=MIN_IO_BYTES,
+            maximum=MAX_IO_BYTES,
+            multiple_of=4096,
+        ),
+        metavar="BYTES",
+    ),
+    General(
+        option=Option(
+            name="lease",
+            help="Insist on one way to reach a request's pages: auto, register, group, copy, "
+            "user-copy.",
+            kind="choice",
+            choices=tuple(lease.value for lease in Lease),
+        ),
+        becomes=Lease,
+    ),
+    General(
+        option=Option(
+            name="recovery",
+            help="What becomes of it when its daemon dies: none, queue, reissue, fail.",
+            kind="choice",
+            choices=tuple(recovery.value for recovery in Recovery),
+        ),
+        becomes=Recovery,
+    ),
+    General(
+        option=Option(name="no-partscan", help="Do not look for partitions on it.", kind="flag"),
+        field="partscan",
+        becomes=lambda no: not no,
+    ),
+)
+"""The options that every device has, in the order of the help. A new one is an entry here and a
+field of DeviceConfig with its default."""
+
+
+def build(target: str, options: Mapping[str, RawOption], **general: RawOption) -> DeviceConfig:
     """Check everything that can be checked without the machine. Raises UsageError.
 
-    Values are the words of the command line; None takes the default.
+    Values are the words of the command line; None takes the default. ``general`` are those of
+    GENERAL, by key.
     """
     known = registry.options_of(target, lambda option: _text(options.get(option)))
-    default = DeviceConfig(target=target, options={})
     values = parse_options(target, known, options)
-    return DeviceConfig(
-        target=target,
-        options=values,
-        paths=_paths(known, values),
-        name=None if name is None else parse_name(name),
-        id=None if id is None else _number("id", id, 0, MAX_ID),
-        queues=default.queues if queues is None else _number("queues", queues, 1, MAX_QUEUES),
-        depth=default.depth if depth is None else _number("depth", depth, 1, MAX_DEPTH),
-        max_io=default.max_io if max_io is None else _size(MAX_IO, max_io),
-        lease=None if lease is None else _one_of(Lease, "lease", lease),
-        partscan=partscan,
-        recovery=None if recovery is None else _one_of(Recovery, "recovery", recovery),
-    )
+    fields = {
+        entry.field or entry.option.key: entry.becomes(_parsed(entry.option, given))
+        for entry in GENERAL
+        if (given := general.pop(entry.option.key, None)) is not None
+    }
+    assert not general, f"no general options: {general}"
+    return DeviceConfig(target=target, options=values, paths=_paths(known, values), **fields)

@@ -177,3 +177,12 @@ def test_a_config_does_not_change_once_it_is_made() -> None:
 def test_a_good_name_arrives_in_the_config() -> None:
     assert build("null", {}, name="db-1").name == "db-1"
     assert config.MAX_ID == (1 << 20) - 1
+
+
+def test_a_general_option_is_one_entry_and_a_field_of_the_device() -> None:
+    fields = {f.name for f in dataclasses.fields(DeviceConfig)}
+    names = [entry.option.name for entry in config.GENERAL]
+    assert len(set(names)) == len(names)
+    for entry in config.GENERAL:
+        assert (entry.field or entry.option.key) in fields
+        assert entry.option.help.endswith(".")

@@ -26,19 +26,28 @@ class AddCommand(click.Command):
     ) -> click.Context:  # fmt: skip
         """Learn the target's options before anything is parsed."""
         flags = {o for p in self.params if getattr(p, "is_flag", False) for o in p.opts}
+        from ublkd.config import GENERAL
+
+        self.general = [entry.option for entry in GENERAL]
+        flags |= {f"--{option.name}" for option in self.general if option.kind == "flag"}
         name = _named(args, "--target", flags, "-t")
         self.target_options: dict[str, Option] = {}
         if name is not None:
             from ublkd import registry
 
             own = {option for param in self.params for option in param.opts}
+            own |= {f"--{option.name}" for option in self.general}
             known = registry.options_of(name, lambda option: _named(args, f"--{option}", flags))
             self.target_options = {n: o for n, o in known.items() if f"--{n}" not in own}
         return super().make_context(info_name, args, parent, **extra)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Its own options, then the target's."""
-        return [*super().get_params(ctx), *map(click_option, self.target_options.values())]
+        """The target, what every device has, its own options, then the target's."""
+        from ublkd.config import GENERAL
+
+        named, *own = super().get_params(ctx)
+        general = [click_option(entry.option, "", entry.metavar) for entry in GENERAL]
+        return [named, *general, *own, *map(click_option, self.target_options.values())]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Say where the target's options are."""
@@ -72,22 +81,6 @@ def _named(
 
 @cli.command(cls=AddCommand, context_settings=HELP)
 @click.option("--target", "-t", metavar="NAME", required=True, help="What serves the disk.")
-@click.option("--name", metavar="NAME", help="A name to call the device by.")
-@click.option("--id", "dev_id", metavar="N", help="Its number; by default the first that is free.")
-@click.option("--queues", metavar="N", help="Hardware queues, each with a thread (default 1).")
-@click.option("--depth", metavar="N", help="Requests in flight per queue (default 128).")
-@click.option("--max-io", metavar="BYTES", help="The largest request (default 512K).")
-@click.option(
-    "--lease",
-    metavar="KIND",
-    help="Insist on one way to reach a request's pages: auto, register, group, copy, user-copy.",
-)
-@click.option(
-    "--recovery",
-    metavar="KIND",
-    help="What becomes of it when its daemon dies: none, queue, reissue, fail.",
-)
-@click.option("--no-partscan", is_flag=True, help="Do not look for partitions on it.")
 @click.option("--foreground", is_flag=True, help="Do not go to the background.")
 @json_option
 @click.pass_context
@@ -102,11 +95,8 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
     raw = {
         name: words[f"target_{option.key}"] for name, option in ctx.command.target_options.items()
     }
-    wanted = config.build(
-        words["target"], raw, name=words["name"], id=words["dev_id"], queues=words["queues"],
-        depth=words["depth"], max_io=words["max_io"], lease=words["lease"],
-        partscan=not words["no_partscan"], recovery=words["recovery"],
-    )  # fmt: skip
+    general = {option.key: words[option.key] for option in ctx.command.general}
+    wanted = config.build(words["target"], raw, **general)
 
     def announce(ready: daemon.Ready) -> None:
         for text in ready.warnings:

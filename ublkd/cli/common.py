@@ -53,13 +53,13 @@ METAVARS = {
 }
 
 
-def click_option(option: Option) -> click.Option:
+def click_option(option: Option, prefix: str = "target_", metavar: str = "") -> click.Option:
     """An option of a target, as ``target_KEY`` so that it meets no other."""
-    names = [f"--{option.name}", f"target_{option.key}"]
+    names = [f"--{option.name}", f"{prefix}{option.key}"]
     if option.kind == "flag":
         return click.Option(names, is_flag=True, default=None, help=option.help)
-    choices = "|".join(option.choices)
-    metavar = choices if option.kind == "choice" else METAVARS[option.kind]
+    if not metavar:
+        metavar = "|".join(option.choices) if option.kind == "choice" else METAVARS[option.kind]
     return click.Option(names, metavar=metavar, help=option.help, multiple=option.multiple)
 
 
