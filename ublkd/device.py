@@ -163,6 +163,10 @@ class Device:
     ) -> None:
         self._unwind(self._undo, kind, error, trace)
 
+    def poke(self) -> list[int]:
+        """Have each queue make a turn of its loop; how many they have made so far."""
+        return [queue.poke() for queue in self._queues]
+
     def stopping(self) -> None:
         """The disk is about to go: what waits for something that may never come shall not."""
         if hook := getattr(self._target, "stopping", None):
@@ -326,15 +330,12 @@ class Device:
                 stats=counter,
                 notify_fd=self.ended_fd,
             )
-            self._queues.append(Queue(config, self._on_queue_end))
+            self._queues.append(Queue(config, lambda: os.eventfd_write(self.ended_fd, 1)))
         for queue in self._queues:
             queue.start()
         # START_DEV waits for every FETCH: a queue that could not post its own would hang it
         for queue in self._queues:
             queue.wait_ready(READY_SECONDS)
-
-    def _on_queue_end(self) -> None:
-        os.eventfd_write(self.ended_fd, 1)
 
     # --- and their undoing ------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class Queue:
     def __init__(self, config: QueueConfig, on_end: Callable[[], None]) -> None:
         """``on_end`` is called in the queue's thread when it has ended."""
         self.qid = config.qid
+        self._stats = config.stats
         self._native = config.native  # lives as long as the thread does
         self.result: int | None = None  # 0 or -errno, once ended
         self._on_end = on_end
@@ -99,6 +100,11 @@ class Queue:
     def error(self) -> int:
         """The first failure, a negative errno, even while the queue still runs; 0: none."""
         return self.result or int(lib.queue_error(self._handle))
+
+    def poke(self) -> int:
+        """Have its thread make a turn; the number of those that it has made so far."""
+        lib.queue_poke(self._handle)
+        return int(self._stats.turns)
 
     def wait_ready(self, seconds: float) -> None:
         """Return once every tag can take a request. Raises UblkdError with the cause if not."""

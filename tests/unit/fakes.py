@@ -117,6 +117,10 @@ class FakeQueue:
     def start(self) -> None:
         self.log.step(f"run {self.qid}")
 
+    def poke(self) -> int:
+        self.log.step(f"poke {self.qid}")
+        return 0
+
     def wait_ready(self, seconds: float) -> None:
         self.log.step(f"ready {self.qid}")
 

@@ -160,8 +160,14 @@ void group_count(const struct group *g, int result, uint64_t now_ns);
 /* A turn has brought all that it brings: submit_all(), if that is the way. */
 void groups_turn(struct group_env *env);
 
-/* Becomes readable when other threads have answered; -1: none ever does. */
+/*
+ * Becomes readable when other threads have answered; -1: none ever does, nor
+ * can it be woken.
+ */
 int groups_wake_fd(const struct group_env *env);
+
+/* Makes it readable, though nothing was answered; from any thread. */
+void groups_wake(const struct group_env *env);
 
 /* It was read: what they have answered ends, and the target hears of it. */
 void groups_answered(struct group_env *env);

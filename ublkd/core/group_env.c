@@ -19,7 +19,7 @@ static const void *new_zeroes(void)
 int group_env_init(struct group_env *env, uint16_t depth, const int *files,
 		   uint32_t nr_files)
 {
-	bool late = env->ops->flags & UBLKD_ANSWERS_LATE;
+	bool late = env->wakes || env->ops->flags & UBLKD_ANSWERS_LATE;
 
 	env->zeroes = new_zeroes();
 	env->batch = calloc(depth, sizeof(*env->batch));

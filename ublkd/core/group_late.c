@@ -72,9 +72,14 @@ int groups_wake_fd(const struct group_env *env)
 	return env->late ? env->late->wake_fd : -1;
 }
 
+void groups_wake(const struct group_env *env)
+{
+	(void)eventfd_write(env->late->wake_fd, 1);
+}
+
 void own_wake(struct own *o)
 {
-	(void)eventfd_write(o->group->env->late->wake_fd, 1);
+	groups_wake(o->group->env);
 }
 
 void group_answer(struct group *g, int answer)

@@ -65,6 +65,7 @@ struct group_env {
 	uint32_t nr_batch;
 	struct group *groups; /* one per tag, and that of `own` */
 	struct own *own; /* what the target does of its own accord */
+	bool wakes; /* other threads may wake it, whatever its target needs */
 	struct late *late; /* what other threads answer; NULL: they do not */
 	/* Hands a result that obeys the rules to the kernel. */
 	void (*commit)(struct group *g, int result);

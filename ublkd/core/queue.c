@@ -135,6 +135,11 @@ static void on_wake(struct queue *q, int res)
 		listen_for_answers(q);
 }
 
+void queue_poke(struct queue *q)
+{
+	groups_wake(&q->env);
+}
+
 /* --- completions ------------------------------------------------------- */
 
 static void on_cqe(struct queue *q, uint64_t ud, int res, uint32_t flags)
@@ -246,8 +251,7 @@ static void fetch_all(struct queue *q)
 	for (uint16_t tag = 0; tag < q->cfg.depth; tag++)
 		prep_io_cmd(q, tag, UBLK_U_IO_FETCH_REQ, 0);
 	q->nr_live = q->cfg.depth;
-	if (groups_wake_fd(&q->env) >= 0)
-		listen_for_answers(q);
+	listen_for_answers(q);
 	ring_submit_all(&q->ring);
 	if (q->ring.error)
 		end_with(q, q->ring.error);
@@ -278,6 +282,7 @@ static int serve(struct queue *q)
 		}
 		q->now = stats_now();
 		reap(q);
+		q->cfg.stats->turns++;
 	}
 	return q->error;
 }

@@ -55,6 +55,13 @@ int queue_run(struct queue *q);
 int queue_error(const struct queue *q);
 
 /*
+ * Has the queue's thread make a turn of its loop, which stats->turns counts,
+ * if it can: whoever calls this and sees no turn knows that it is stuck. From
+ * any thread, before queue_free().
+ */
+void queue_poke(struct queue *q);
+
+/*
  * Waits until every tag of a running queue has its FETCH in the driver: 0;
  * -errno if the queue ended before, -ETIMEDOUT after `timeout_ms`.
  */

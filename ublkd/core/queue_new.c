@@ -89,6 +89,7 @@ static void wire(struct queue *q)
 	q->env.block = cfg->block;
 	q->env.align = cfg->align;
 	q->env.max_members = cfg->max_members;
+	q->env.wakes = true;
 	q->env.commit = queue_commit;
 	q->env.owner = q;
 	for (uint16_t tag = 0; tag < cfg->depth; tag++) {

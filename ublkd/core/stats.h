@@ -11,13 +11,14 @@
 
 #include "recorder.h"
 
-#define STATS_MAGIC 0x7374617473000002ULL /* the layout's version is its end */
+#define STATS_MAGIC 0x7374617473000003ULL /* the layout's version is its end */
 #define STATS_OPS 6 /* indexed by UBLK_IO_OP_* up to WRITE_ZEROES */
 #define STATS_BUCKETS 40 /* log2 of nanoseconds */
 
 struct queue_stats {
 	uint64_t magic;
 	uint64_t started; /* ns of CLOCK_MONOTONIC */
+	uint64_t turns; /* of the loop, idle ones too: see queue_poke() */
 	uint64_t requests[STATS_OPS];
 	uint64_t bytes[STATS_OPS]; /* committed */
 	uint64_t errors[STATS_OPS];
