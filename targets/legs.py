@@ -20,6 +20,7 @@ OPTIONS: tuple[Option, ...] = (
         kind="path",
         required=True,
         multiple=True,
+        exclusive=True,
     ),
     Option(
         name="direct-io",

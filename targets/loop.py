@@ -16,7 +16,13 @@ class LoopTarget:
 
     api_version: ClassVar[int] = API_VERSION
     options: ClassVar[Sequence[Option]] = (
-        Option(name="file", help="a file or block device to serve", kind="path", required=True),
+        Option(
+            name="file",
+            help="a file or block device to serve",
+            kind="path",
+            required=True,
+            exclusive=True,
+        ),
         Option(
             name="direct-io",
             help="bypass the page cache of the backing: auto (default), on, off",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class DeviceConfig:
     partscan: bool = True  # the kernel looks for partitions
     recovery: Recovery | None = None  # None: what the target says
     paths: tuple[str, ...] = ()  # those among the options
+    asked: Mapping[str, OptionValue] = field(default_factory=dict)
+    """What was asked for beside the target's options, by the option's name, where it is not the
+    default: the driver may have made less of it."""
+    origin: str | None = None  # the file it was asked for in
 
 
 def parse_size(text: str) -> int:
@@ -231,6 +235,16 @@ class General:
     becomes: Callable[[Any], Any] = lambda value: value
     """From the parsed value to the field's; asked only where the option is given."""
 
+    @property
+    def attribute(self) -> str:
+        """The field."""
+        return self.field or self.option.key
+
+    @property
+    def default(self) -> Any:
+        """The field's value where the option is not given."""
+        return DeviceConfig.__dataclass_fields__[self.attribute].default
+
 
 GENERAL = (
     General(
@@ -314,10 +328,17 @@ def build(target: str, options: Mapping[str, RawOption], **general: RawOption) -
     """
     known = registry.options_of(target, lambda option: _text(options.get(option)))
     values = parse_options(target, known, options)
-    fields = {
-        entry.field or entry.option.key: entry.becomes(_parsed(entry.option, given))
-        for entry in GENERAL
-        if (given := general.pop(entry.option.key, None)) is not None
-    }
+    fields: dict[str, Any] = {}
+    asked: dict[str, OptionValue] = {}
+    for entry in GENERAL:
+        given = general.pop(entry.option.key, None)
+        if given is None:
+            continue
+        parsed = _parsed(entry.option, given)
+        fields[entry.attribute] = entry.becomes(parsed)
+        if entry.attribute != "name" and fields[entry.attribute] != entry.default:
+            asked[entry.option.name] = parsed
     assert not general, f"no general options: {general}"
-    return DeviceConfig(target=target, options=values, paths=_paths(known, values), **fields)
+    return DeviceConfig(
+        target=target, options=values, paths=_paths(known, values), asked=asked, **fields
+    )

@@ -289,6 +289,8 @@ class Device:
             recovery_reason=self._features.recovery_reason,
             started=bool(self._taken),
             describe=dict(self._target.describe()),
+            origin=self._config.origin,
+            asked=dict(self._config.asked),
         )
 
     def _open_char_device(self) -> int:

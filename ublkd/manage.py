@@ -32,7 +32,8 @@ GONE_SECONDS = 30
 QUIESCE_SECONDS = 30
 PF_EXITING = 0x4  # <linux/sched.h>
 
-REMEMBERED = ("name", "target", "options", "lease", "refused", "recovery_reason", "describe")
+REMEMBERED = ("name", "target", "options", "lease", "refused", "recovery_reason", "describe",
+              "origin")  # fmt: skip
 """What ``list --json`` tells of what is remembered."""
 
 STOPPING = signal.SIGUSR2

@@ -1,5 +1,5 @@
-"""What systemd hears of a daemon, and what it says to one: sd_notify(3), sd_watchdog_enabled(3), and
-the levels of lines on standard error, sd-daemon(3).
+"""What systemd hears of a daemon, and what it says to one: sd_notify(3), sd_watchdog_enabled(3).
+And the levels of lines on standard error: sd-daemon(3).
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ class DeviceState:
     recovery_reason: str = ""
     started: bool = False  # it has been a disk: the driver does not tell
     describe: Mapping[str, Any] = field(default_factory=dict)
+    origin: str | None = None  # the file it was made from; None: by hand
+    asked: Mapping[str, Any] = field(default_factory=dict)  # see config.DeviceConfig
     version: int = VERSION
 
     @property
@@ -180,9 +182,10 @@ def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = all(isinstance(v, str) for v in (state.target, state.lease, state.recovery_reason))
-    maps = all(isinstance(v, dict) for v in (state.options, state.refused, state.describe))
+    maps = all(isinstance(v, dict) for v in (state.options, state.refused, state.describe,
+                                               state.asked))  # fmt: skip
     numbers = all(isinstance(v, int) for v in (state.cookie, state.pid, state.id))
-    named = state.name is None or isinstance(state.name, str)
+    named = all(v is None or isinstance(v, str) for v in (state.name, state.origin))
     sound = texts and maps and numbers and named
     return state if sound and state.version == VERSION and state.id == dev_id else None
 

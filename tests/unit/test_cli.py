@@ -170,6 +170,16 @@ def test_all_words_of_add_reach_the_config() -> None:
         "partscan": False,
         "recovery": "queue",
         "paths": [],
+        "asked": {
+            "id": 5,
+            "queues": 3,
+            "depth": 64,
+            "max-io": 65536,
+            "lease": "copy",
+            "no-partscan": True,
+            "recovery": "queue",
+        },
+        "origin": None,
     }
 
 

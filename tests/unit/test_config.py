@@ -184,5 +184,5 @@ def test_a_general_option_is_one_entry_and_a_field_of_the_device() -> None:
     names = [entry.option.name for entry in config.GENERAL]
     assert len(set(names)) == len(names)
     for entry in config.GENERAL:
-        assert (entry.field or entry.option.key) in fields
+        assert entry.attribute in fields
         assert entry.option.help.endswith(".")

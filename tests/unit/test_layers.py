@@ -32,7 +32,7 @@ LAYERS = [
         "watchdog",
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
-    {"device", "manage", "machine"},
+    {"device", "manage", "machine", "devicefiles"},
     {"recovery"},
     {"daemon", "doctor"},
     {"upgrade"},

@@ -40,6 +40,9 @@ class Option:
     maximum: int = (1 << 63) - 1
     power_of_two: bool = False
     multiple_of: int = 1
+    exclusive: bool = False
+    """Of a path: what is there belongs to one device, unless each has the flag ``share``, or of a
+    file that each only reads."""
     kept: Callable[[str], str] | None = None
     """Of a text: makes it what is kept and shown, in the folder where it was given, or raises
     UsageError."""

@@ -1,0 +1,312 @@
+"""Devices as files: a folder with a NAME.toml for each, whose keys are the options of ``add``.
+
+Here a file becomes a DeviceConfig, or one line that says what is wrong with it. Nothing is opened
+but the files, and no driver is asked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import stat
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ublkd import config, registry
+from ublkd.config import GENERAL, DeviceConfig, RawOption
+from ublkd.errors import UblkdError, UsageError, printable, reason
+from ublkd.target import Option
+
+FOLDER = Path("/etc/ublkd")
+ENDING = ".toml"
+MAX_BYTES = 64 << 10
+WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+
+TYPES: Mapping[type, str] = {
+    bool: "a boolean", int: "a whole number", float: "a number with a fraction", str: "a text",
+    list: "a list", dict: "a table",
+}  # the others are dates and times  # fmt: skip
+FITTING: Mapping[str, tuple[type, ...]] = {
+    "flag": (bool,), "path": (str,), "choice": (str,), "target": (str,),
+    "seconds": (str, int, float), "wait": (str, int, float),
+}  # the others are texts or whole numbers  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFile:
+    """A device as its file has it."""
+
+    name: str
+    path: Path
+    config: DeviceConfig
+
+
+class FileError(UblkdError):
+    """What is wrong with a device's file."""
+
+    def __init__(self, path: Path, what: str, *, hint: str = "", line: int = 0) -> None:
+        where = f"{printable(str(path))}:{line}" if line else printable(str(path))
+        super().__init__(f"{where}: {what}", hint=hint)
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The device's, if it can be one."""
+        return self.path.name.removesuffix(ENDING)
+
+
+def read(folder: Path, name: str) -> DeviceFile:
+    """One file. Raises UblkdError: what is wrong with the folder or with the file."""
+    refuse_untrusted(folder)
+    return _read(folder / f"{name}{ENDING}")
+
+
+def read_all(folder: Path) -> tuple[list[DeviceFile], list[FileError]]:
+    """All files by name: those that are sound, alone and together, and what is wrong with others.
+
+    Raises UblkdError if the folder is not there, or not to be trusted.
+    """
+    refuse_untrusted(folder)
+    files, wrong = [], []
+    for path in _paths(folder):
+        try:
+            files.append(_read(path))
+        except FileError as error:
+            wrong.append(error)
+    wrong += _conflicts(files)
+    bad = {error.path for error in wrong}
+    return [file for file in files if file.path not in bad], sorted(wrong, key=lambda e: e.path)
+
+
+def refuse_untrusted(folder: Path) -> None:
+    """Raise UblkdError for a folder in which others than root could have put files."""
+    shown = printable(str(folder))
+    try:
+        found = folder.stat()
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise UblkdError(
+            f"cannot look at {shown}: {why}",
+            hint="make it, and a file NAME.toml in it for each device; see ublkd(8)",
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise UblkdError(
+            f"{shown} is not a folder", hint="one with a file NAME.toml for each device"
+        )
+    if why := _untrusted(found):
+        raise UblkdError(
+            f"{shown} {why}: nothing in it can be trusted",
+            hint=f"'chown root: {shown}' and 'chmod go-w {shown}', once you know who wrote in it",
+        )
+
+
+def _paths(folder: Path) -> list[Path]:
+    try:
+        entries = os.listdir(folder)
+    except OSError as error:
+        raise UblkdError(f"cannot read {printable(str(folder))}: {reason(error)}") from error
+    return [folder / n for n in sorted(entries) if n.endswith(ENDING) and not n.startswith(".")]
+
+
+def _untrusted(found: os.stat_result) -> str:
+    """Why others than root could have written it; empty if they could not."""
+    if found.st_uid not in (0, os.geteuid()):
+        return f"belongs to user {found.st_uid}"
+    return "can be written by others than its owner" if found.st_mode & WRITABLE else ""
+
+
+# --- one file -------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> DeviceFile:
+    name = path.name.removesuffix(ENDING)
+    try:
+        config.parse_name(name)
+    except UsageError as error:
+        raise FileError(path, "its name cannot be a device's", hint=error.hint) from error
+    keys = _parsed(path, _content(path))
+    made = _config(path, name, keys)
+    return DeviceFile(name=name, path=path, config=replace(made, origin=str(path)))
+
+
+def _content(path: Path) -> bytes:
+    """What is in a file that only root can have written."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "see 'ls -l'"
+        if error.errno == errno.ENOENT and not path.is_symlink():
+            hint = "'ublkd config check' lists the devices that have files"
+        raise FileError(path, f"cannot be opened: {reason(error)}", hint=hint) from error
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError(path, "is not a regular file", hint="a device's file is a text in TOML")
+        # a link is as good as what it leads to, and whoever could put that there
+        real = path.resolve()
+        for what, seen in ((real, found), (real.parent, real.parent.stat())):
+            if why := _untrusted(seen):
+                raise _written_by_others(path, what, why)
+        with open(fd, "rb", closefd=False) as f:
+            content = f.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {reason(error)}") from error
+    finally:
+        os.close(fd)
+    if len(content) > MAX_BYTES:
+        raise FileError(path, f"has more than {MAX_BYTES} bytes", hint="is it a device's file?")
+    return content
+
+
+def _written_by_others(path: Path, what: Path, why: str) -> FileError:
+    shown = printable(str(what))
+    return FileError(
+        path, why if what == path else f"{shown} {why}",
+        hint=f"'chown root: {shown}' and 'chmod go-w {shown}', once you know who wrote it",
+    )  # fmt: skip
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    hint = "see 'FILES' in ublkd(8) for an example"
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise FileError(path, "is not UTF-8", hint=hint, line=line) from error
+    except RecursionError as error:
+        raise FileError(path, "has too many brackets", hint=hint) from error
+    except ValueError as error:  # TOMLDecodeError, and a number too long to be one
+        said = str(error)
+        match = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", said)
+        line = int(match[1]) if match and match[1] else content.count(b"\n") + 1
+        what = said[: match.start()] if match else said
+        raise FileError(path, f"is not TOML: {printable(what)}", hint=hint, line=line) from error
+
+
+def _config(path: Path, name: str, keys: Mapping[str, Any]) -> DeviceConfig:
+    target = keys.get("target")
+    if not isinstance(target, str):
+        what = "has no target" if target is None else f"target is {_type(target)}, not a text"
+        raise FileError(path, what, hint='for example: target = "loop"')
+    general = {entry.option.name: entry.option for entry in GENERAL}
+    try:
+        theirs = registry.options_of(target, lambda option: _text(keys.get(option)))
+        known = theirs | general
+        del known["name"]
+        for key in keys:
+            if key not in known and key != "target":
+                raise _unknown(path, key, known)
+        given = {key: _raw(path, known[key], keys[key]) for key in keys if key != "target"}
+        return config.build(
+            target,
+            {key: value for key, value in given.items() if key not in general},
+            name=name,
+            **{general[key].key: value for key, value in given.items() if key in general},
+        )
+    except FileError:
+        raise
+    except UblkdError as error:  # in a file an option has no dashes
+        said = re.sub(r"(?<!\S)--(?=[a-z])", "", error.message)
+        raise FileError(path, said, hint=error.hint) from error
+
+
+def _unknown(path: Path, key: str, known: Mapping[str, Option]) -> FileError:
+    if key == "name":
+        return FileError(path, "has a key 'name'", hint="a device is called like its file")
+    near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"the keys are: target, {', '.join(known)}"
+    return FileError(path, f"unknown key {printable(key)!r}", hint=hint)
+
+
+def _type(value: object) -> str:
+    return TYPES.get(type(value), "a date or time")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _raw(path: Path, option: Option, value: Any) -> RawOption:
+    """A value of TOML as the command line would have it."""
+    if option.multiple:
+        many = value if isinstance(value, list) else [value]
+        return tuple(_word(path, option, one) for one in many)
+    if option.kind == "flag" and isinstance(value, bool):
+        return value
+    return _word(path, option, value)
+
+
+def _word(path: Path, option: Option, value: Any) -> str:
+    fitting = FITTING.get(option.kind, (str, int))
+    if type(value) not in fitting or option.kind == "flag":
+        wanted = " or ".join(TYPES[kind] for kind in fitting)
+        hint = "true or false" if option.kind == "flag" else option.help
+        raise FileError(path, f"{option.name} is {_type(value)}, not {wanted}", hint=hint)
+    if option.kind == "path" and value and not Path(value).is_absolute():
+        raise FileError(
+            path, f"{option.name} {printable(value)!r} is not an absolute path",
+            hint="a file has no folder to start from",
+        )  # fmt: skip
+    if isinstance(value, float):
+        return f"{value:.9f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+# --- several files --------------------------------------------------------------------------
+
+
+def _conflicts(files: Sequence[DeviceFile]) -> Iterator[FileError]:
+    """What cannot be there twice: in two files, or in one."""
+    claims = {file.name: list(_claims(file)) for file in files}
+    for file in files:
+        there = Counter(what for _, what, _ in claims[file.name])
+        for path in {path for path, what, _ in claims[file.name] if there[what] > 1}:
+            yield FileError(file.path, f"{path} is there twice", hint="give each once")
+            break
+    for one, other in combinations(files, 2):
+        if one.config.id is not None and one.config.id == other.config.id:
+            yield from _of_both(one, other, f"id {one.config.id}", "leave one of them out")
+        for path, what, loose in claims[one.name]:
+            if any(w == what and not (loose and o) for _, w, o in claims[other.name]):
+                hint = "each device needs its own, or all of them share = true"
+                yield from _of_both(one, other, path, hint)
+                break
+
+
+def _of_both(one: DeviceFile, other: DeviceFile, what: str, hint: str) -> Iterator[FileError]:
+    for file, theirs in ((one, other), (other, one)):
+        shown = printable(str(theirs.path))
+        yield FileError(file.path, f"{what} is in {shown} as well", hint=hint)
+
+
+def _claims(file: DeviceFile) -> Iterator[tuple[str, object, bool]]:
+    """The paths that are for one device alone, each with what is there, and if it is shared."""
+    options = file.config.options
+    known = registry.options_of(
+        file.config.target, lambda o: _text(options.get(o.replace("-", "_")))
+    )
+    for option in (o for o in known.values() if o.exclusive and o.kind == "path"):
+        value = options[option.key]
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, str):
+                what, is_file = _identity(path)
+                reads = is_file and bool(options.get("read_only"))
+                yield f"{option.name} {printable(path)}", what, reads or bool(options.get("share"))
+
+
+def _identity(path: str) -> tuple[object, bool]:
+    """What is there, and whether it is a regular file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.normpath(path), False
+    if stat.S_ISBLK(found.st_mode):
+        return (0, found.st_rdev), False
+    return (found.st_dev, found.st_ino), stat.S_ISREG(found.st_mode)
