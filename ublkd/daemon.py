@@ -7,7 +7,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from ublkd import below, manage, memory, recorder, recovery, registry
 from ublkd.background import Child, Log, Tell
@@ -40,6 +40,22 @@ class Ready:
         return f"/dev/ublkb{self.id}"
 
 
+class Manner:
+    """How a daemon behaves beside serving. This one needs nobody: it ends when it is told to."""
+
+    def pause(self, disk: Device) -> float:
+        """Called again and again while the disk is served; seconds until it wants to be again."""
+        return POLL_SECONDS
+
+    def end(self, disk: Device, log: Log) -> None:
+        """A signal has come that means the end: the disk goes when this returns, unless it has made
+        ``disk`` be left.
+        """
+
+
+ALONE = Manner()
+
+
 def _open_target(config: DeviceConfig) -> Target:
     if config.id is not None:  # before it is opened: see below.py
         below.refuse_paths(config.paths, config.id, StateDir().backings)
@@ -65,7 +81,13 @@ def _signals() -> Iterator[int]:
         os.close(write_end)
 
 
-def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log: Log) -> None:
+def serve(
+    config: DeviceConfig,
+    cookie: int,
+    ready: Callable[[Ready], None],
+    log: Log,
+    manner: Manner = ALONE,
+) -> None:
     """Serve the device until it is stopped or a signal arrives.
 
     ``cookie`` marks the device in the driver. ``ready`` is called once the disk exists. Raises
@@ -96,12 +118,22 @@ def serve(config: DeviceConfig, cookie: int, ready: Callable[[Ready], None], log
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}, recovery {features.recovery.value}")  # fmt: skip
-            _until_the_end(disk, signalled, log)
+            _until_the_end(disk, signalled, log, manner)
 
 
-def serve_again(dev_id: int, cookie: int, ready: Callable[[Ready], None], log: Log) -> None:
+def serve_again(
+    dev_id: int,
+    cookie: int,
+    ready: Callable[[Ready], None],
+    log: Log,
+    manner: Manner = ALONE,
+    *,
+    origin: str | None = None,
+) -> None:
     """Serve a device that the driver has kept when its daemon died, until it is stopped or a signal
     arrives. Raises UblkdError as ``serve`` does; the device is then as it was before.
+
+    ``origin``: the file that it belongs to from now on, whatever it did before.
     """
     from ublkd.log import logged
 
@@ -109,23 +141,27 @@ def serve_again(dev_id: int, cookie: int, ready: Callable[[Ready], None], log: L
     with Control() as control:
         memory.guard(log)
         taken = recovery.take(control, states, dev_id, cookie)
+        if origin is not None:
+            taken = replace(taken, state=replace(taken.state, origin=origin))
         device = recovery.device(control, states, taken)
         with logged(log), _signals() as signalled, device as disk:
             with contextlib.suppress(OSError):  # it is served, whether anybody hears of it or not
                 ready(Ready(id=disk.id))
             log(f"/dev/ublkb{disk.id} is served again")
-            _until_the_end(disk, signalled, log)
+            _until_the_end(disk, signalled, log, manner)
 
 
-def _until_the_end(disk: Device, signalled: int, log: Log) -> None:
+def _until_the_end(disk: Device, signalled: int, log: Log, manner: Manner) -> None:
     dump = recorder.Dump(StateDir().counters(disk.id), log)
-    _wait(disk, signalled, dump.asked)
+    told = _wait(disk, signalled, dump.asked, manner)
     if failure := disk.failure:
         dump.write()
         disk.leave()
         raise UblkdError(f"/dev/ublkb{disk.id} failed: {failure}", hint="see 'ublkd list'")
     if disk.stopped_by_others:
         disk.leave()
+    elif told:
+        manner.end(disk, log)
     log(f"/dev/ublkb{disk.id} ends")
 
 
@@ -140,19 +176,20 @@ def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
     return warnings
 
 
-def _wait(disk: Device, signalled: int, dump: Callable[[], None]) -> None:
-    """Until a signal arrives that means the end, or the queues end."""
+def _wait(disk: Device, signalled: int, dump: Callable[[], None], manner: Manner) -> bool:
+    """Until a signal arrives that means the end, or the queues end; whether it is a signal."""
     while not disk.wait(0):
-        woken, _, _ = select.select([signalled, disk.ended_fd], [], [], POLL_SECONDS)
+        woken, _, _ = select.select([signalled, disk.ended_fd], [], [], manner.pause(disk))
         if signalled not in woken:
             continue
         numbers = os.read(signalled, 4096)
         if any(number not in (manage.STOPPING, DUMP) for number in numbers):
-            return
+            return True
         if DUMP in numbers:
             dump()
         if manage.STOPPING in numbers:
             disk.stopping()
+    return False
 
 
 # --- in the background ----------------------------------------------------------------------

@@ -179,7 +179,7 @@ def counters(states: StateDir, device: Found) -> list[dict[str, Any]]:
 # --- stop and delete ------------------------------------------------------------------------
 
 
-def _claimed(node: str) -> bool:
+def claimed(node: str) -> bool:
     """Whether the disk is mounted, swapped on, or part of another block device."""
     try:
         os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
@@ -198,7 +198,7 @@ def refuse_foreign(device: Found) -> None:
 
 
 def _refuse_claimed(device: Found, force: bool) -> None:
-    if force or device.info.state is DevState.DEAD or not _claimed(device.node):
+    if force or device.info.state is DevState.DEAD or not claimed(device.node):
         return
     first = "unmount it first"
     if device.info.state in UNSERVED:

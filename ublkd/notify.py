@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Mapping
 
 SEND_SECONDS = 1.0
@@ -49,6 +48,8 @@ class Notifier:
     def _send(self, message: str) -> None:
         if not self.wanted:
             return
+        import socket  # not for those who only have a line to say
+
         # an address of the abstract kind begins with a zero byte
         address = b"\0" + os.fsencode(self._address[1:])
         if self._address.startswith("/"):

@@ -32,10 +32,11 @@ LAYERS = [
         "watchdog",
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
-    {"device", "manage", "machine", "devicefiles"},
+    {"device", "manage", "machine", "devicefiles", "changes"},
     {"recovery"},
     {"daemon", "doctor"},
-    {"upgrade"},
+    {"upgrade", "service"},
+    {"apply"},
     {"cli"},
     {"__main__"},
 ]

@@ -121,7 +121,7 @@ def test_a_device_of_another_program_is_never_touched(machine: Machine, force: b
 def test_a_disk_in_use_is_kept_unless_forced(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "_claimed", lambda _: True)
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
     device = machine.found("db")
     with pytest.raises(UblkdError, match=r"\(db\) is in use") as caught:
         manage.stop(machine.control, machine.states, device)
@@ -136,7 +136,7 @@ def test_a_disk_in_use_is_kept_unless_forced(
 def test_a_disk_that_is_dead_is_in_nobodys_use(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "_claimed", lambda _: True)
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, state=DevState.DEAD)
     manage.delete(machine.control, machine.states, machine.found("db"))
     assert list(machine.log) == ["stop", "del"]
@@ -242,7 +242,7 @@ def test_only_devices_of_ours_that_are_remembered_have_counters(machine: Machine
 
 
 def test_a_file_that_is_only_open_is_not_claimed(tmp_path: Path) -> None:
-    assert not manage._claimed(str(tmp_path / "nothing"))
+    assert not manage.claimed(str(tmp_path / "nothing"))
 
 
 def test_a_missing_state_is_any(machine: Machine) -> None:

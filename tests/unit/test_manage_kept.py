@@ -139,7 +139,7 @@ def test_what_the_kernel_holds_is_written_back_before_a_stop_would_fail_it(
 def test_a_disk_in_use_that_nobody_serves_is_kept_with_a_word_of_recover(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, state: DevState
 ) -> None:
-    monkeypatch.setattr(manage, "_claimed", lambda _: True)
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
     driver.known[3] = replace(LIVE, state=state)
     with pytest.raises(UblkdError, match="is in use") as caught:
         manage.delete(cast("Control", driver), states, found(driver, states))

@@ -1,14 +1,15 @@
-"""The verbs that read devices' files: ``config check``."""
+"""The verbs that read devices' files: ``config check`` and ``apply``."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from ublkd.cli.common import HELP, cli, json_option
-from ublkd.cli.output import emit, emit_json
+from ublkd.cli.common import HELP, cli, driver, json_option
+from ublkd.cli.output import complain, emit, emit_json
 from ublkd.errors import UblkdError, printable
 
 config_option = click.option(
@@ -63,3 +64,41 @@ def check(names: tuple[str, ...], folder: str, as_json: bool) -> int:
         if error.hint:
             emit(f"{'':<8} hint: {printable(error.hint)}")
     return 1 if bad else 0
+
+
+@cli.command(context_settings=HELP)
+@config_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@json_option
+def apply(folder: str, dry_run: bool, as_json: bool) -> int:
+    """Make the devices be what the files say: add, change, recover and delete.
+
+    Says first what it will do. Devices that were not made from a file of the folder are left alone,
+    and so is a disk that is in use; then the exit status is 1.
+    """
+    from ublkd import devicefiles
+    from ublkd.apply import Action, carry_out, hands, look, plan
+
+    where = at_rest(folder)
+    files, wrong = devicefiles.read_all(where)
+    bad = {error.name for error in wrong}
+    with driver() as (control, states):
+        states.prepare()
+        present = look(control, states, files, bad)
+    steps = plan(where, [file.name for file in files], bad, present)
+    if not as_json:
+        for step in steps:
+            emit(str(step))
+    failed = {} if dry_run else carry_out(steps, files, hands(where))
+    if as_json:
+        emit_json([
+            {"name": step.name, "action": step.action.value, "why": step.why,
+             "changes": [asdict(change) for change in step.changes],
+             "done": not dry_run and step.name not in failed and step.action is not Action.KEEP,
+             "error": failed[step.name].message if step.name in failed else None}
+            for step in steps
+        ])  # fmt: skip
+    for error in [*wrong, *failed.values()]:
+        complain(error)
+    kept = any(step.action is Action.KEEP for step in steps)
+    return 1 if wrong or failed or kept else 0

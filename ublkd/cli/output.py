@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ublkd.errors import UblkdError, printable, trace_of, valid_text
+from ublkd.notify import ERROR, WARNING, levelled
 
 
 def emit(text: str) -> None:
@@ -56,7 +57,7 @@ def emit_json(value: Any, *, indent: int | None = 2) -> None:
 
 def warn(text: str) -> None:
     """One line on standard error that is not a failure."""
-    click.echo(f"ublkd: warning: {text}", err=True)
+    click.echo(levelled(f"ublkd: warning: {text}", WARNING), err=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -88,11 +89,11 @@ def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 def complain(error: UblkdError) -> None:
     """One line and a hint on standard error, after what a defect may show."""
+    lines = [*trace_of(error), f"ublkd: {error.message}"]
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
     try:
-        for line in trace_of(error):
-            click.echo(printable(line), err=True)
-        click.echo(f"ublkd: {printable(error.message)}", err=True)
-        if error.hint:
-            click.echo(f"hint: {printable(error.hint)}", err=True)
+        for line in lines:
+            click.echo(levelled(printable(line), ERROR), err=True)
     except OSError:  # nobody reads it: the exit code still tells
         _silence(2)

@@ -1,0 +1,256 @@
+"""What is to be done so that devices are what a folder of files says, and doing it."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.helpers import is_one_line
+from ublkd import apply
+from ublkd.apply import Action, Present, Step, carry_out, plan
+from ublkd.changes import Change
+from ublkd.config import build
+from ublkd.devicefiles import DeviceFile
+from ublkd.errors import UblkdError
+
+FOLDER = Path("/etc/ublkd")
+QUEUES = Change(key="queues", old="1", new="2")
+
+
+def present(name: str = "disk", **more: Any) -> Present:
+    origin = str(FOLDER / f"{name}.toml")
+    return Present(**({"name": name, "origin": origin, "node": "/dev/ublkb0"} | more))
+
+
+def said(*devices: Present, wanted: tuple[str, ...] = (), wrong: tuple[str, ...] = ()) -> list[str]:
+    return [str(step) for step in plan(FOLDER, wanted, wrong, devices)]
+
+
+ALL = ("disk",)
+CASES: list[tuple[dict[str, Any] | None, str]] = [
+    (None, "add disk"),
+    ({}, "same disk"),
+    ({"claimed": True}, "same disk"),
+    ({"changes": [QUEUES]}, "change disk: queues 1 -> 2 (anew)"),
+    ({"changes": [QUEUES], "claimed": True}, "keep disk: in use (queues 1 -> 2)"),
+    ({"served": False}, "recover disk"),
+    ({"served": False, "claimed": True}, "recover disk"),
+    ({"served": False, "changes": [QUEUES]}, "change disk: queues 1 -> 2 (anew)"),
+    ({"served": False, "changes": [QUEUES], "claimed": True}, "recover disk"),
+    ({"served": False, "dead": True}, "change disk: it is dead (anew)"),
+    ({"origin": None}, "keep disk: /dev/ublkb0 was made by hand"),
+    ({"origin": "/else/disk.toml"}, "keep disk: /dev/ublkb0 was made from /else/disk.toml"),
+]
+
+
+@pytest.mark.parametrize(("device", "step"), CASES, ids=[step for _, step in CASES])
+def test_a_device_with_a_file(device: dict[str, Any] | None, step: str) -> None:
+    devices = [] if device is None else [present(**device)]
+    assert said(*devices, wanted=ALL) == [step]
+
+
+def test_a_device_whose_file_is_gone_goes_unless_it_is_in_use() -> None:
+    assert said(present()) == ["del disk: its file is gone"]
+    assert said(present(served=False)) == ["del disk: its file is gone"]
+    assert said(present(claimed=True)) == ["keep disk: in use (its file is gone)"]
+    assert said(present(dead=True, claimed=True)) == ["del disk: its file is gone"]
+
+
+def test_a_device_whose_file_is_wrong_is_kept_as_it_is() -> None:
+    assert said(present(), wrong=ALL) == ["keep disk: its file is wrong"]
+    assert not said(wrong=ALL)
+
+
+def test_devices_of_no_file_or_of_another_folder_are_left_alone() -> None:
+    assert not said(present(origin=None), present("more", origin="/else/more.toml"))
+    assert not said(present(origin="/etc/ublkd/deeper/disk.toml"))
+
+
+names = st.sampled_from("abcdef")
+some_present = st.builds(
+    Present,
+    name=names,
+    origin=st.sampled_from([None, "/else/x.toml", *(f"/etc/ublkd/{n}.toml" for n in "abcdef")]),
+    served=st.booleans(),
+    dead=st.booleans(),
+    claimed=st.booleans(),
+    changes=st.sampled_from([(), (QUEUES,)]),
+)
+machines = st.lists(some_present, max_size=6, unique_by=lambda device: device.name)
+folders = st.sets(names)
+
+
+def after(steps: list[Step], devices: list[Present]) -> list[Present]:
+    """The machine when all went well."""
+    made = {device.name: device for device in devices}
+    for step in steps:
+        if step.action is Action.DEL:
+            del made[step.name]
+        elif step.action in (Action.ADD, Action.CHANGE):
+            made[step.name] = present(step.name)
+        elif step.action is Action.RECOVER:
+            made[step.name] = replace(made[step.name], served=True)
+    return list(made.values())
+
+
+@given(machines, folders, folders)
+def test_what_was_applied_has_nothing_to_be_done(
+    devices: list[Present], wanted: set[str], wrong: set[str]
+) -> None:
+    wrong -= wanted
+    first = plan(FOLDER, wanted, wrong, devices)
+    second = plan(FOLDER, wanted, wrong, after(first, devices))
+    assert {step.action for step in second} <= {Action.SAME, Action.KEEP}
+
+
+@given(machines, folders, folders)
+def test_what_was_not_made_from_the_folder_is_never_touched(
+    devices: list[Present], wanted: set[str], wrong: set[str]
+) -> None:
+    steps = plan(FOLDER, wanted, wrong - wanted, devices)
+    foreign = {d.name for d in devices if not (d.origin or "").startswith("/etc/ublkd/")}
+    assert {s.action for s in steps if s.name in foreign} <= {Action.KEEP}
+    assert [s.name for s in steps] == sorted({s.name for s in steps})
+    assert wanted <= {s.name for s in steps}
+    assert all(is_one_line(str(step)) for step in steps)
+
+
+@given(machines, folders)
+def test_what_is_in_use_is_neither_deleted_nor_changed(
+    devices: list[Present], wanted: set[str]
+) -> None:
+    in_use = {device.name for device in devices if device.claimed and not device.dead}
+    for step in plan(FOLDER, wanted, (), devices):
+        if step.name in in_use:
+            assert step.action in (Action.SAME, Action.KEEP, Action.RECOVER)
+
+
+# --- doing it -------------------------------------------------------------------------------
+
+
+class Hands:
+    """Writes down what it is told; ``fails`` when told that."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.done, self._fails = list[str](), fails
+
+    def _do(self, what: str) -> None:
+        self.done.append(what)
+        if what == self._fails:
+            raise UblkdError("made to fail")
+
+    def start(self, file: DeviceFile) -> None:
+        self._do(f"start {file.name}")
+
+    def end(self, name: str) -> None:
+        self._do(f"end {name}")
+
+
+def file(name: str) -> DeviceFile:
+    return DeviceFile(name=name, path=FOLDER / f"{name}.toml", config=build("null", {}, name=name))
+
+
+STEPS = [
+    Step(action=action, name=name)
+    for name, action in zip("abcdef", ["add", "change", "del", "keep", "recover", "same"],
+                            strict=True)
+    for action in [Action(action)]
+]  # fmt: skip
+FILES = [file(name) for name in "abdef"]
+
+
+def test_what_ends_ends_before_anything_starts() -> None:
+    hands = Hands()
+    assert not carry_out(STEPS, FILES, hands)
+    assert hands.done == ["end b", "end c", "start a", "start b", "start e"]
+
+
+def test_one_that_fails_does_not_keep_the_others() -> None:
+    hands = Hands(fails="end b")
+    assert list(carry_out(STEPS, FILES, hands)) == ["b"]
+    assert hands.done == ["end b", "end c", "start a", "start e"]
+    hands = Hands(fails="start a")
+    assert list(carry_out(STEPS, FILES, hands)) == ["a"]
+    assert hands.done[-2:] == ["start b", "start e"]
+
+
+# --- systemd --------------------------------------------------------------------------------
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> "$0.log"
+case "$1 $2" in
+"start ublkd@broken.service") echo "Job failed." >&2; echo more >&2; exit 1;;
+"cat ublkd@.service") test ! -e "$0.none";;
+esac
+"""
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with systemd, as far as we see it."""
+    script = tmp_path / "systemctl"
+    script.write_text(SYSTEMCTL)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(apply, "SYSTEMD", tmp_path)
+    return script
+
+
+def test_systemd_is_asked_only_where_it_has_our_unit_for_that_folder(
+    systemctl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(apply.hands(FOLDER), apply.Systemd)
+    assert isinstance(apply.hands(Path("/else")), apply.Ours)
+    systemctl.with_name("systemctl.none").touch()
+    assert isinstance(apply.hands(FOLDER), apply.Ours)
+    monkeypatch.setattr(apply, "SYSTEMD", systemctl.with_name("nothing"))
+    assert isinstance(apply.hands(FOLDER), apply.Ours)
+
+
+def test_units_are_started_and_stopped(systemctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(apply.Ours, "end", lambda _, name: ended.append(name))
+    by = apply.Systemd()
+    by.start(file("db-1.x"))
+    by.end("db-1.x")
+    asked = systemctl.with_name("systemctl.log").read_text().splitlines()
+    assert asked == ["start ublkd@db-1.x.service", "stop ublkd@db-1.x.service"]
+    assert ended == ["db-1.x"]  # what no unit served
+
+
+def test_what_was_mounted_in_that_moment_is_served_again(
+    systemctl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UblkdError("in use")
+
+    monkeypatch.setattr(apply.Ours, "end", refuse)
+    with pytest.raises(UblkdError, match="in use"):
+        apply.Systemd().end("disk")
+    asked = systemctl.with_name("systemctl.log").read_text().splitlines()
+    assert asked == ["stop ublkd@disk.service", "start ublkd@disk.service"]
+
+
+@pytest.mark.usefixtures("systemctl")
+def test_a_unit_that_fails_is_told_in_one_line() -> None:
+    with pytest.raises(UblkdError) as caught:
+        apply.Systemd().start(file("broken"))
+    assert caught.value.message == "'systemctl start ublkd@broken.service' failed: Job failed."
+    assert "journalctl -u ublkd@broken.service" in caught.value.hint
+
+
+def test_a_systemd_that_does_not_answer_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hangs(command: list[str], **how: Any) -> None:
+        raise subprocess.TimeoutExpired(command, how["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    with pytest.raises(UblkdError, match="did not end within 150 seconds"):
+        apply.systemctl("start", "ublkd@disk.service")

@@ -1,0 +1,309 @@
+"""A daemon that systemd runs: what it takes over, and what becomes of its disk at the end."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import pytest
+
+from tests.unit.fakes import FakeControl, Log, dev_info, remembering
+from ublkd import daemon, manage, service
+from ublkd.config import build
+from ublkd.control import CommandError
+from ublkd.devicefiles import DeviceFile
+from ublkd.errors import UblkdError
+from ublkd.notify import Notifier
+from ublkd.service import Supervised
+from ublkd.state import DeviceState, StateDir
+from ublkd.uapi import Cmd, DevState, Feature
+
+KEPT = Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE
+QUIESCABLE = KEPT | Feature.QUIESCE | Feature.SAFE_STOP_DEV
+COOKIE = (0x75626B64 << 32) + 1
+FILE = DeviceFile(
+    name="disk",
+    path=Path("/etc/ublkd/disk.toml"),
+    config=replace(build("null", {}, name="disk"), origin="/etc/ublkd/disk.toml"),
+)
+STATE = DeviceState(id=3, cookie=COOKIE, pid=1, name="disk", target="null",
+                    options=dict(FILE.config.options), lease="copy", started=True)  # fmt: skip
+
+
+class Driver(FakeControl):
+    """With answers that a test gives beforehand, by the step's name."""
+
+    def __init__(self) -> None:
+        super().__init__(Log())
+        self.refusals: dict[str, list[int]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def _answer(self, step: str) -> None:
+        if waiting := self.refusals.get(step):
+            raise CommandError(Cmd.STOP_DEV, waiting.pop(0))
+
+    def try_stop_dev(self, dev_id: int) -> None:
+        super().try_stop_dev(dev_id)
+        self._answer("try stop")
+
+    def quiesce_dev(self, dev_id: int, seconds: float) -> None:
+        super().quiesce_dev(dev_id, seconds)
+        self._answer("quiesce")
+
+
+class Disk:
+    """A device that is served."""
+
+    id = 3
+
+    def __init__(self, log: Log, flags: Feature) -> None:
+        self.log, self.info = log, dev_info(3, flags=flags)
+
+    def leave(self) -> None:
+        self.log.step("leave")
+
+    def poke(self) -> list[int]:
+        self.log.step("poke")
+        return [len(self.log)]
+
+
+Ending = Callable[..., list[str]]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver()
+    monkeypatch.setattr(service, "Control", lambda: made)
+    monkeypatch.setattr(service, "_vanish", lambda: made.log.step("vanish"))
+    monkeypatch.setattr(service, "is_going_down", lambda: False)
+    monkeypatch.setattr(manage, "claimed", lambda _: False)
+    return made
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def ending(driver: Driver, said: list[str]) -> Ending:
+    """What SIGTERM does to a device of those flags."""
+
+    def end(flags: Feature = QUIESCABLE, *, keep: bool = True) -> list[str]:
+        manner = Supervised(Notifier({}), lambda line, _: said.append(line), keep=keep)
+        manner.end(cast("Any", Disk(driver.log, flags)), said.append)
+        return list(driver.log)
+
+    return end
+
+
+def test_a_disk_that_nobody_uses_is_stopped_and_then_goes(ending: Ending, said: list[str]) -> None:
+    assert ending() == ["try stop"]
+    assert not said
+
+
+def test_an_older_driver_cannot_tell_of_one_that_is_only_open(ending: Ending) -> None:
+    assert ending(KEPT | Feature.QUIESCE) == []
+
+
+def test_a_disk_that_is_open_is_left_to_the_driver(
+    ending: Ending, driver: Driver, said: list[str]
+) -> None:
+    driver.refusals = {"try stop": [errno.EBUSY], "quiesce": [errno.EBUSY, errno.EBUSY]}
+    assert ending() == ["try stop", "leave", "quiesce", "quiesce", "quiesce"]
+    assert said == ["/dev/ublkb3 is open: it is left to the driver, and what is asked of it waits "
+                    "for the next start"]  # fmt: skip
+
+
+def test_a_disk_that_is_mounted_is_not_even_tried(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    assert ending() == ["leave", "quiesce"]
+
+
+def test_where_it_cannot_be_quiesced_the_daemon_ends_as_if_killed(
+    ending: Ending, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    assert ending(KEPT) == ["leave", "vanish"]
+    driver.log.clear()
+    driver.refusals = {"quiesce": [errno.EIO]}
+    assert ending() == ["leave", "quiesce", "vanish"]
+
+
+def test_a_request_that_does_not_end_is_not_waited_for_for_ever(
+    ending: Ending, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(service, "QUIESCE_SECONDS", 0.01)
+    driver.refusals = {"quiesce": [errno.EBUSY] * 1_000_000}
+    assert ending()[-1] == "vanish"
+
+
+def test_without_recovery_it_ends_in_order_with_a_warning(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    assert ending(Feature(0)) == []
+    assert "its recovery is none" in said[0]
+
+
+def test_when_the_system_goes_down_it_ends_in_order_with_a_warning(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(service, "is_going_down", lambda: True)
+    assert ending() == []
+    assert "the system goes down" in said[0]
+
+
+def test_without_keep_it_ends_whoever_uses_it(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    assert ending(keep=False) == []
+
+
+def test_the_watchdog_is_fed_only_if_there_is_one(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = cast("Any", Disk(driver.log, KEPT))
+    manner = Supervised(Notifier({}), lambda *_: None, keep=True)
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    assert manner.pause(disk) == daemon.POLL_SECONDS
+    assert not driver.log
+    monkeypatch.setenv("WATCHDOG_USEC", "20000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    assert 0 < manner.pause(disk) <= 10
+    assert list(driver.log) == ["poke"]
+
+
+# --- the start ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> Callable[[], list[str]]:
+    """Run the file's device: what is done in the driver, and how it is served."""
+    monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(manage, "CHAR_CLASS", tmp_path / "class")
+    monkeypatch.setattr(
+        daemon, "serve", lambda config, *_: driver.log.append(f"serve {config.origin}")
+    )
+
+    def again(dev_id: int, *_: object, origin: str) -> None:
+        driver.log.append(f"serve {dev_id} again {origin}")
+
+    monkeypatch.setattr(daemon, "serve_again", again)
+
+    def start() -> list[str]:
+        service.run(FILE, lambda line, _: said.append(line), Notifier({}), keep=True)
+        return list(driver.log)
+
+    return start
+
+
+def test_a_device_that_is_not_there_is_made(started: Callable[[], list[str]]) -> None:
+    assert started() == ["serve /etc/ublkd/disk.toml"]
+
+
+@pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.FAIL_IO, DevState.LIVE])
+def test_a_device_that_the_driver_has_kept_is_taken_over(
+    driver: Driver, tmp_path: Path, started: Callable[[], list[str]], state: DevState
+) -> None:
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, state=state, flags=KEPT, cookie=COOKIE)
+    assert started() == ["serve 3 again /etc/ublkd/disk.toml"]
+
+
+def test_what_the_file_says_now_is_told_and_waits(
+    driver: Driver, tmp_path: Path, started: Callable[[], list[str]], said: list[str]
+) -> None:
+    remembering(tmp_path, replace(STATE, asked={"queues": 4}))
+    driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
+    started()
+    assert said == ["/etc/ublkd/disk.toml says queues 1, and /dev/ublkb3 (disk) was made with 4: "
+                    "that waits until it is made anew"]  # fmt: skip
+
+
+def test_a_dead_device_is_deleted_and_made_anew(
+    driver: Driver, tmp_path: Path, started: Callable[[], list[str]]
+) -> None:
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, state=DevState.DEAD, flags=KEPT, cookie=COOKIE)
+    assert started() == ["stop", "del", "serve /etc/ublkd/disk.toml"]
+
+
+def test_a_device_without_recovery_whose_daemon_has_just_died_is_waited_for(
+    driver: Driver,
+    tmp_path: Path,
+    started: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, state=DevState.LIVE, cookie=COOKIE)
+
+    def notices(_: float) -> None:
+        driver.known[3] = dev_info(3, state=DevState.DEAD, cookie=COOKIE)
+
+    monkeypatch.setattr(time, "sleep", notices)
+    assert started()[-1] == "serve /etc/ublkd/disk.toml"
+
+
+def test_two_daemons_for_one_device_are_one_too_many(
+    driver: Driver,
+    tmp_path: Path,
+    started: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, flags=KEPT, cookie=COOKIE, pid=7)
+    monkeypatch.setattr(manage.Found, "served", True)
+    with pytest.raises(UblkdError, match="is served by process 7 already"):
+        started()
+
+
+# --- release --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("down", "served", "done"),
+    [(True, False, ["stop", "del"]), (True, True, []), (False, False, [])],
+)
+def test_only_what_nobody_serves_is_released_and_only_at_the_end(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    down: bool, served: bool, done: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(service, "is_going_down", lambda: down)
+    monkeypatch.setattr(manage.Found, "served", served)
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
+    assert service.release("disk") == ("/dev/ublkb3 (disk)" if done else "")
+    assert list(driver.log) == done
+    assert service.release("other") == ""
+
+
+@pytest.mark.parametrize(("said", "down"), [("stopping", True), ("running", False), ("", False)])
+def test_systemd_says_whether_the_system_goes_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, down: bool
+) -> None:
+    script = tmp_path / "systemctl"
+    script.write_text(f'#!/bin/sh\ntest "$1" = is-system-running && echo {said}; exit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(service, "SYSTEMD", tmp_path)
+    assert service.is_going_down() == down
+    monkeypatch.setattr(service, "SYSTEMD", tmp_path / "nothing")
+    assert not service.is_going_down()

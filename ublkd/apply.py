@@ -1,0 +1,254 @@
+"""Makes the devices be what a folder of files says: first what is to be done, then doing it.
+
+Only devices that were made from a file of that folder are ever changed or deleted.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from ublkd import changes, daemon, manage
+from ublkd.changes import Change
+from ublkd.control import Control
+from ublkd.devicefiles import FOLDER, DeviceFile
+from ublkd.errors import UblkdError, printable, reason
+from ublkd.manage import Found
+from ublkd.service import SYSTEMD, named
+from ublkd.state import StateDir
+from ublkd.uapi import DevState
+
+SYSTEMCTL_SECONDS = 150
+"""Longer than a unit may take to start or to stop, unless it asks for more."""
+
+
+class Action(StrEnum):
+    """What becomes of a device."""
+
+    ADD = "add"
+    DEL = "del"
+    CHANGE = "change"  # deleted, and made anew
+    RECOVER = "recover"
+    KEEP = "keep"  # it should be changed or deleted, and cannot be
+    SAME = "same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """A device that has a name and is in the driver."""
+
+    name: str
+    origin: str | None  # the file it was made from
+    node: str = ""
+    served: bool = True
+    dead: bool = False
+    claimed: bool = False  # mounted, or part of another block device
+    changes: Sequence[Change] = ()  # what its file says now beside what it was made with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What is to be done with one device, and why."""
+
+    action: Action
+    name: str
+    why: str = ""
+    changes: Sequence[Change] = ()
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.name}" + (f": {self.why}" if self.why else "")
+
+
+def plan(
+    folder: Path, wanted: Collection[str], wrong: Collection[str], present: Sequence[Present]
+) -> list[Step]:
+    """What is to be done, by name. ``wanted`` have a sound file in the folder, ``wrong`` another.
+
+    A pure function.
+    """
+    there = {device.name: device for device in present}
+    steps = [_wanted(folder, name, there.get(name)) for name in wanted]
+    for device in present:
+        if device.name not in wanted and _is_from(folder, device):
+            steps.append(_unwanted(device, device.name in wrong))
+    return sorted(steps, key=lambda step: step.name)
+
+
+def _is_from(folder: Path, device: Present) -> bool:
+    return device.origin is not None and Path(device.origin).parent == folder
+
+
+def _wanted(folder: Path, name: str, device: Present | None) -> Step:
+    if device is None:
+        return Step(action=Action.ADD, name=name)
+    if not _is_from(folder, device):
+        origin = "by hand" if device.origin is None else f"from {printable(device.origin)}"
+        return Step(action=Action.KEEP, name=name, why=f"{device.node} was made {origin}")
+    if device.dead:
+        return Step(action=Action.CHANGE, name=name, why="it is dead (anew)")
+    if not device.changes or (device.claimed and not device.served):
+        action = Action.SAME if device.served else Action.RECOVER
+        return Step(action=action, name=name)
+    why = ", ".join(map(str, device.changes))
+    if device.claimed:
+        why, action = f"in use ({why})", Action.KEEP
+    else:
+        why, action = f"{why} (anew)", Action.CHANGE
+    return Step(action=action, name=name, why=why, changes=device.changes)
+
+
+def _unwanted(device: Present, wrong: bool) -> Step:
+    if wrong:
+        return Step(action=Action.KEEP, name=device.name, why="its file is wrong")
+    if device.claimed and not device.dead:
+        return Step(action=Action.KEEP, name=device.name, why="in use (its file is gone)")
+    return Step(action=Action.DEL, name=device.name, why="its file is gone")
+
+
+# --- the machine ----------------------------------------------------------------------------
+
+
+def look(
+    control: Control, states: StateDir, files: Sequence[DeviceFile], wrong: Collection[str]
+) -> list[Present]:
+    """The devices that have names."""
+    by_name = {file.name: file for file in files}
+    return list(_present(manage.devices(control, states), by_name, wrong))
+
+
+def _present(
+    devices: Sequence[Found], files: Mapping[str, DeviceFile], wrong: Collection[str]
+) -> Iterator[Present]:
+    for device in devices:
+        state = device.state
+        if state is None or state.name is None:
+            continue
+        file = files.get(state.name)
+        other = changes.between(state, file.config) if file else []
+        dead = device.info.state is DevState.DEAD
+        goes = not dead and state.name not in wrong and (bool(other) or not file)
+        yield Present(
+            name=state.name,
+            origin=state.origin,
+            node=device.node,
+            served=device.served,
+            dead=dead,
+            # asked only where it matters: for that moment nobody else could have claimed it
+            claimed=goes and state.origin is not None and manage.claimed(device.node),
+            changes=other,
+        )
+
+
+class Hands(Protocol):
+    """Who starts and ends daemons. Both raise UblkdError."""
+
+    def start(self, file: DeviceFile) -> None:
+        """Have the device of a file served: made, or taken over."""
+        ...
+
+    def end(self, name: str) -> None:
+        """Have it gone, if it is not in use."""
+        ...
+
+
+def hands(folder: Path) -> Hands:
+    """systemd's, where it runs and has our unit, which serves /etc/ublkd; else our own."""
+    if folder == FOLDER and SYSTEMD.exists():
+        try:
+            systemctl("cat", "ublkd@.service")
+        except UblkdError:
+            return Ours()
+        return Systemd()
+    return Ours()
+
+
+def carry_out(
+    steps: Sequence[Step], files: Sequence[DeviceFile], by: Hands
+) -> dict[str, UblkdError]:
+    """Do it, and go on where one fails: what failed, by name.
+
+    First what ends: what it stands on may be for another device.
+    """
+    by_name, failed = {file.name: file for file in files}, dict[str, UblkdError]()
+    for step in steps:
+        if step.action in (Action.DEL, Action.CHANGE):
+            try:
+                by.end(step.name)
+            except UblkdError as error:
+                failed[step.name] = error
+    for step in steps:
+        starts = step.action in (Action.ADD, Action.CHANGE, Action.RECOVER)
+        if starts and step.name not in failed:
+            try:
+                by.start(by_name[step.name])
+            except UblkdError as error:
+                failed[step.name] = error
+    return failed
+
+
+class Ours:
+    """Daemons in the background, as of ``add``."""
+
+    def start(self, file: DeviceFile) -> None:
+        """See Hands."""
+        with Control() as control:
+            found = named(control, StateDir(), file.name)
+        if found and found.is_orphan:
+            daemon.recover(found)
+        else:
+            daemon.start(file.config)
+
+    def end(self, name: str) -> None:
+        """See Hands."""
+        with Control() as control:
+            states = StateDir()
+            if found := named(control, states, name):
+                manage.delete(control, states, found)
+
+
+class Systemd:
+    """Units, one for each device."""
+
+    def start(self, file: DeviceFile) -> None:
+        """See Hands."""
+        systemctl("start", _unit(file.name))
+
+    def end(self, name: str) -> None:
+        """See Hands. What no unit serves, or serves no more, is deleted."""
+        systemctl("stop", _unit(name))
+        try:
+            Ours().end(name)
+        except UblkdError:  # mounted just now, and so left to the driver
+            systemctl("start", _unit(name))
+            raise
+
+
+def _unit(name: str) -> str:
+    return f"ublkd@{name}.service"
+
+
+def systemctl(verb: str, unit: str) -> None:
+    """Have systemd do it, and wait. Raises UblkdError."""
+    what = f"'systemctl {verb} {unit}'"
+    try:
+        done = subprocess.run(
+            ["systemctl", verb, unit], stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors="replace", timeout=SYSTEMCTL_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise UblkdError(
+            f"{what} did not end within {SYSTEMCTL_SECONDS} seconds",
+            hint="see 'systemctl list-jobs'",
+        ) from error
+    except OSError as error:
+        raise UblkdError(f"{what} cannot be run: {reason(error)}") from error
+    if done.returncode:
+        said = done.stderr.strip().partition("\n")[0]
+        raise UblkdError(
+            f"{what} failed: {printable(said) or f'status {done.returncode}'}",
+            hint=f"see 'systemctl status {unit}' and 'journalctl -u {unit}'",
+        )

@@ -1,0 +1,58 @@
+"""The verbs that service managers run: ``run``, ``release``."""
+
+from __future__ import annotations
+
+import contextlib
+
+import click
+
+from ublkd.cli.common import HELP, cli
+from ublkd.cli.files import at_rest, config_option
+from ublkd.cli.output import warn
+from ublkd.errors import UsageError, printable
+
+
+def _named(name: str) -> str:
+    from ublkd.config import parse_name
+
+    try:
+        return parse_name(name)
+    except UsageError as error:
+        raise UsageError(error.message.removeprefix("--name "), hint=error.hint) from error
+
+
+@cli.command(context_settings=HELP)
+@click.argument("name")
+@config_option
+@click.option(
+    "--keep", is_flag=True,
+    help="When told to end, leave a disk that is in use to the driver; so it is under systemd.",
+)  # fmt: skip
+def run(name: str, folder: str, keep: bool) -> None:
+    """Serve the device of the file NAME.toml, in the foreground.
+
+    If the driver has kept the device of an earlier run, that is taken over.
+    """
+    from ublkd import devicefiles, service
+    from ublkd.notify import Notifier, levelled
+
+    def say(line: str, level: int) -> None:
+        with contextlib.suppress(OSError):  # a log that is gone is no reason not to serve
+            click.echo(levelled(f"ublkd: {printable(line)}", level), err=True)
+
+    file = devicefiles.read(at_rest(folder), _named(name))
+    notifier = Notifier()
+    service.run(file, say, notifier, keep=keep or notifier.wanted)
+
+
+@cli.command(context_settings=HELP)
+@click.argument("name")
+def release(name: str) -> None:
+    """Delete a device that nobody serves, if the system is being shut down.
+
+    For the ExecStopPost of a unit: who waits for the disk would wait for ever. Else does nothing.
+    """
+    from ublkd import service
+
+    if released := service.release(_named(name)):
+        warn(f"{released} was deleted: nobody served it, and the system goes down")

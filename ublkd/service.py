@@ -1,0 +1,234 @@
+"""A daemon that systemd runs: the device of a file, served in the foreground.
+
+A device that the driver has kept is taken over, with the options that it was made with. When the
+service ends, a disk that is in use is left to the driver, for the next start to take over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ublkd import changes, daemon, manage, notify
+from ublkd.background import Log
+from ublkd.control import CommandError, Control
+from ublkd.daemon import POLL_SECONDS, Manner, Ready
+from ublkd.device import Device
+from ublkd.devicefiles import DeviceFile
+from ublkd.errors import UblkdError, printable
+from ublkd.features import Recovery, recovery_of
+from ublkd.manage import Found
+from ublkd.notify import INFO, WARNING, Notifier
+from ublkd.recovery import TAKE_SECONDS
+from ublkd.state import StateDir, new_cookie
+from ublkd.uapi import DevState, Feature
+from ublkd.uevent import wait_for_node
+from ublkd.watchdog import Watchdog
+
+SYSTEMD = Path("/run/systemd/system")
+"""Is there where systemd is the init: sd_booted(3)."""
+SYSTEMCTL_SECONDS = 5
+QUIESCE_SECONDS = 30
+DEAD_SECONDS = 30
+"""How long the driver may take to notice that a daemon has died."""
+
+Say = Callable[[str, int], None]
+"""Logs a line with its level."""
+
+
+class Supervised(Manner):
+    """Feeds the watchdog; and leaves a disk that is in use to the driver, if it is to ``keep``."""
+
+    def __init__(self, notifier: Notifier, say: Say, *, keep: bool) -> None:
+        self._notifier, self._say, self._keep = notifier, say, keep
+        self._watchdog: Watchdog | None = None
+
+    def ready(self, disk: Ready, status: str) -> None:
+        """Tell that the disk is there: from now on the watchdog wants to be fed."""
+        for warning in disk.warnings:
+            self._say(f"warning: {warning}", WARNING)
+        self._notifier.ready(status)
+
+    def pause(self, disk: Device) -> float:
+        """Seconds until the watchdog is to be fed again."""
+        if self._watchdog is None:
+            seconds = notify.watchdog_seconds()
+            if seconds is None:
+                return POLL_SECONDS
+            self._watchdog = Watchdog(seconds, disk.poke, self._notifier.alive)
+        return min(POLL_SECONDS, self._watchdog.look())
+
+    def end(self, disk: Device, log: Log) -> None:
+        """See ublkd(8), under ``run``."""
+        node = f"/dev/ublkb{disk.id}"
+        self._notifier.stopping(f"{node} ends")
+        if not self._keep:
+            return
+        assert disk.info is not None
+        with Control() as control:
+            used = _stopped_or_used(control, disk, node)
+            if not used:
+                return
+            if recovery_of(disk.info.flags) is Recovery.NONE:
+                why = "its recovery is none, so it ends all the same"
+                self._say(f"warning: {node} is {used}: {why}", WARNING)
+            elif is_going_down():
+                self._say(f"warning: {node} is {used}, and the system goes down: it ends", WARNING)
+            else:
+                self._say(f"{node} is {used}: it is left to the driver, and what is asked of it "
+                          "waits for the next start", INFO)  # fmt: skip
+                self._leave(control, disk)
+
+    def _leave(self, control: Control, disk: Device) -> None:
+        """The driver shall keep it, with the requests that come."""
+        self._notifier.extend(2 * QUIESCE_SECONDS)
+        assert disk.info is not None
+        disk.leave()
+        if Feature.QUIESCE not in disk.info.flags or not _quiesced(control, disk.id):
+            _vanish()
+
+
+def _stopped_or_used(control: Control, disk: Device, node: str) -> str:
+    """Stop the disk; or how it is used, if it is."""
+    assert disk.info is not None
+    if manage.claimed(node):
+        return "in use: mounted, or part of another block device"
+    if Feature.SAFE_STOP_DEV not in disk.info.flags:
+        return ""  # an older driver cannot tell
+    try:
+        control.try_stop_dev(disk.id)
+    except CommandError as error:
+        return "open" if error.errno == errno.EBUSY else ""
+    return ""
+
+
+def _quiesced(control: Control, dev_id: int) -> bool:
+    """Have the driver take back what it can, until each queue can end; whether that was in time."""
+    until = time.monotonic() + QUIESCE_SECONDS
+    while time.monotonic() < until:
+        try:
+            control.quiesce_dev(dev_id, 1)
+        except CommandError as error:
+            if error.errno != errno.EBUSY:
+                return False
+        except UblkdError:
+            return False
+        else:
+            return True
+    return False
+
+
+def _vanish() -> None:
+    """End as if killed: the driver keeps a device whose daemon is gone, and nothing else would have
+    it do so.
+    """
+    os._exit(0)
+
+
+def is_going_down() -> bool:
+    """Whether the system is being shut down; no, where systemd does not say so in time."""
+    if not SYSTEMD.exists():
+        return False
+    try:
+        said = subprocess.run(
+            ["systemctl", "is-system-running"], stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=SYSTEMCTL_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return said.stdout.strip() == "stopping"
+
+
+# --- run ------------------------------------------------------------------------------------
+
+
+def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
+    """Serve the device of a file until it is stopped or a signal arrives.
+
+    One that the driver has kept is taken over. Raises UblkdError: with the cause if it cannot be
+    served, and if a queue fails later.
+    """
+    states = StateDir()
+    notifier.status(f"opens what stands behind {file.name}")
+    with Control() as control:
+        states.prepare()
+        manage.sweep(control, states)
+        kept = _kept(control, states, file.name)
+    manner = Supervised(notifier, say, keep=keep)
+
+    def log(line: str) -> None:
+        say(line, INFO)
+
+    if kept is None:
+        daemon.serve(file.config, new_cookie(), lambda r: _first(r, manner, file), log, manner)
+        return
+    if kept.state:
+        for change in changes.between(kept.state, file.config):
+            say(f"{file.path} says {change.key} {change.new}, and {kept.called} was made with "
+                f"{change.old}: that waits until it is made anew", WARNING)  # fmt: skip
+    notifier.status(f"takes {kept.called} over")
+    notifier.extend(2 * TAKE_SECONDS)
+
+    def again(ready: Ready) -> None:
+        manner.ready(ready, f"serves {ready.node} again, target {file.config.target}")
+
+    info = kept.info
+    daemon.serve_again(info.id, info.cookie, again, log, manner, origin=str(file.path))
+
+
+def _first(ready: Ready, manner: Supervised, file: DeviceFile) -> None:
+    wait_for_node(ready.node, daemon.NODE_SECONDS)
+    manner.ready(ready, f"serves {ready.node}, target {file.config.target}")
+
+
+def _kept(control: Control, states: StateDir, name: str) -> Found | None:
+    """The device of that name, if nobody serves it and it can be taken over.
+
+    A dead one is deleted. Raises UblkdError for one that is served.
+    """
+    until = time.monotonic() + DEAD_SECONDS
+    while True:
+        found = named(control, states, name)
+        if found is None or found.is_orphan:
+            return found
+        if found.served:
+            raise UblkdError(
+                f"{found.called} is served by process {found.pid} already",
+                hint=f"'ublkd del {printable(name)}' ends it; a device has one daemon",
+            )
+        if found.info.state is DevState.DEAD:
+            manage.delete(control, states, found)
+            return None
+        if time.monotonic() > until:  # without recovery, and its daemon has just died
+            raise UblkdError(f"{found.called} has no daemon and is not dead yet", hint="see dmesg")
+        time.sleep(0.05)
+
+
+def named(control: Control, states: StateDir, name: str) -> Found | None:
+    """The device of ours with that name, if there is one."""
+    found = (manage.look(control, states, dev_id) for dev_id in states.ids()
+             if (state := states.read(dev_id)) and state.name == name)  # fmt: skip
+    return next((device for device in found if device and device.state), None)
+
+
+# --- release --------------------------------------------------------------------------------
+
+
+def release(name: str) -> str:
+    """What is to be done when a service has ended: if the system goes down, nobody will take over
+    what the driver has kept, and whoever waits for it would wait for ever. So it is deleted, and
+    what it was is returned. Else nothing happens.
+    """
+    if not is_going_down():
+        return ""
+    with Control() as control:
+        states = StateDir()
+        found = named(control, states, name)
+        if found is None or found.served:
+            return ""
+        manage.delete(control, states, found, force=True)
+        return found.called
