@@ -16,7 +16,7 @@ import verbs
 
 RUN_DIR = Path("/run/ublkd")
 COMMAND_SECONDS = 200
-SERVING = {b"add", b"recover", b"upgrade"}
+SERVING = {b"add", b"apply", b"recover", b"run", b"upgrade"}
 
 
 def run(

@@ -36,6 +36,7 @@ def load() -> None:
     from importlib.metadata import entry_points
 
     import ublkd.__main__
+    import ublkd.apply
     import ublkd.daemon
     import ublkd.log  # noqa: F401
     from ublkd import registry
