@@ -153,14 +153,14 @@ def serve_again(
 
 def _until_the_end(disk: Device, signalled: int, log: Log, manner: Manner) -> None:
     dump = recorder.Dump(StateDir().counters(disk.id), log)
-    told = _wait(disk, signalled, dump.asked, manner)
+    _wait(disk, signalled, dump.asked, manner)
     if failure := disk.failure:
         dump.write()
         disk.leave()
         raise UblkdError(f"/dev/ublkb{disk.id} failed: {failure}", hint="see 'ublkd list'")
     if disk.stopped_by_others:
         disk.leave()
-    elif told:
+    else:
         manner.end(disk, log)
     log(f"/dev/ublkb{disk.id} ends")
 
@@ -176,20 +176,19 @@ def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
     return warnings
 
 
-def _wait(disk: Device, signalled: int, dump: Callable[[], None], manner: Manner) -> bool:
-    """Until a signal arrives that means the end, or the queues end; whether it is a signal."""
+def _wait(disk: Device, signalled: int, dump: Callable[[], None], manner: Manner) -> None:
+    """Until a signal arrives that means the end, or the queues end."""
     while not disk.wait(0):
         woken, _, _ = select.select([signalled, disk.ended_fd], [], [], manner.pause(disk))
         if signalled not in woken:
             continue
         numbers = os.read(signalled, 4096)
         if any(number not in (manage.STOPPING, DUMP) for number in numbers):
-            return True
+            return
         if DUMP in numbers:
             dump()
         if manage.STOPPING in numbers:
             disk.stopping()
-    return False
 
 
 # --- in the background ----------------------------------------------------------------------

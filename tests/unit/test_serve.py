@@ -91,12 +91,28 @@ class Bench:
             raise self.error
         return FakeTarget(self.log, self.described)
 
-    def serve(self, ready: Any = lambda: None) -> None:
+    def serve(self, ready: Any = lambda: None, manner: daemon.Manner = daemon.ALONE) -> None:
         def heard(what: daemon.Ready) -> None:
             self.heard.append(what)
             ready()
 
-        daemon.serve(CONFIG, 1, heard, self.lines.append)
+        daemon.serve(CONFIG, 1, heard, self.lines.append, manner)
+
+
+class Manner(daemon.Manner):
+    """Writes down what it is asked; ``ends``: it stops the disk itself."""
+
+    def __init__(self, log: Log, *, ends: bool = False) -> None:
+        self.log, self.ends = log, ends
+
+    def pause(self, disk: Any) -> float:
+        self.log.append("pause")
+        return 10
+
+    def end(self, disk: Any, log: Any) -> None:
+        self.log.append("end")
+        if self.ends:
+            end_it()
 
 
 @pytest.fixture
@@ -151,6 +167,40 @@ def test_a_signal_that_asks_for_something_does_not_end_it(
 def test_a_device_that_somebody_stopped_is_left_to_them(bench: Bench) -> None:
     bench.serve(end_it)
     assert list(bench.log) == ["up", "leave", "down"]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_whoever_runs_the_daemon_is_asked_before_its_disk_goes(bench: Bench, ends: bool) -> None:
+    manner = Manner(bench.log, ends=ends)
+    bench.serve(lambda: os.kill(os.getpid(), signal.SIGTERM), manner)
+    assert list(bench.log) == ["up", "pause", "end", "down"]  # not left: it shall go
+
+
+def test_nobody_is_asked_about_a_disk_that_somebody_else_has_stopped(bench: Bench) -> None:
+    bench.serve(end_it, Manner(bench.log))
+    assert list(bench.log) == ["up", "leave", "down"]
+
+    def at_once() -> None:
+        Disk.made[1].end()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    bench.log.clear()
+    bench.serve(at_once, Manner(bench.log))
+    assert list(bench.log) == ["up", "leave", "down"]
+
+
+def test_a_pause_ends_and_the_next_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    manner = Manner(bench.log)
+
+    def pause(disk: Any) -> float:
+        bench.log.append("pause")
+        if bench.log.count("pause") == 3:
+            end_it()
+        return 0.001
+
+    monkeypatch.setattr(manner, "pause", pause)
+    bench.serve(manner=manner)
+    assert list(bench.log) == ["up", "pause", "pause", "pause", "leave", "down"]
 
 
 def test_a_queue_that_fails_is_an_error_with_its_reason(
