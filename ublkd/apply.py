@@ -18,7 +18,7 @@ from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
 from ublkd.errors import UblkdError, printable, reason
 from ublkd.manage import Found
-from ublkd.service import SYSTEMD, named
+from ublkd.service import SYSTEMD, is_being_made, named
 from ublkd.state import StateDir
 from ublkd.uapi import DevState
 
@@ -129,13 +129,14 @@ def _present(
             continue
         file = files.get(state.name)
         other = changes.between(state, file.config) if file else []
-        dead = device.info.state is DevState.DEAD
+        making = is_being_made(device)
+        dead = device.info.state is DevState.DEAD and not making
         goes = not dead and state.name not in wrong and (bool(other) or not file)
         yield Present(
             name=state.name,
             origin=state.origin,
             node=device.node,
-            served=device.served,
+            served=device.served or making,
             dead=dead,
             # asked only where it matters: for that moment nobody else could have claimed it
             claimed=goes and state.origin is not None and manage.claimed(device.node),

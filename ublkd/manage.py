@@ -143,7 +143,7 @@ def sweep(control: Control, states: StateDir) -> None:
     """Delete what an add that was killed has left: no disk, and nobody who makes it one."""
     for dev_id in sorted({*_ids(), *states.ids()}):
         state = states.read(dev_id)
-        if state and (state.started or _is_there(state.pid)):
+        if state and (state.started or is_there(state.pid)):
             continue
         # whoever makes a device says what it is before letting go of this lock
         with states.lock(), contextlib.suppress(UblkdError):
@@ -362,7 +362,7 @@ def _serves(pid: int) -> bool:
         return False
 
 
-def _is_there(pid: int) -> bool:
+def is_there(pid: int) -> bool:
     """Whether the process lives; one that nobody has asked for its end does not."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"

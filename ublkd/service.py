@@ -200,12 +200,25 @@ def _kept(control: Control, states: StateDir, name: str) -> Found | None:
                 f"{found.called} is served by process {found.pid} already",
                 hint=f"'ublkd del {printable(name)}' ends it; a device has one daemon",
             )
+        if is_being_made(found):
+            assert found.state
+            raise UblkdError(
+                f"{found.called} is being made by process {found.state.pid}",
+                hint="a device has one daemon",
+            )
         if found.info.state is DevState.DEAD:
             manage.delete(control, states, found)
             return None
         if time.monotonic() > until:  # without recovery, and its daemon has just died
             raise UblkdError(f"{found.called} has no daemon and is not dead yet", hint="see dmesg")
         time.sleep(0.05)
+
+
+def is_being_made(found: Found) -> bool:
+    """Whether it is no disk yet, and somebody is about to make it one: it looks dead."""
+    state = found.state
+    dead = found.info.state is DevState.DEAD
+    return bool(dead and state and not state.started and manage.is_there(state.pid))
 
 
 def named(control: Control, states: StateDir, name: str) -> Found | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.fakes import dev_info
 from tests.unit.helpers import is_one_line
-from ublkd import apply
+from ublkd import apply, manage
 from ublkd.apply import Action, Present, Step, carry_out, plan
 from ublkd.changes import Change
 from ublkd.config import build
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import UblkdError
+from ublkd.manage import Found
+from ublkd.state import DeviceState
+from ublkd.uapi import DevState
 
 FOLDER = Path("/etc/ublkd")
 QUEUES = Change(key="queues", old="1", new="2")
@@ -129,6 +134,50 @@ def test_what_is_in_use_is_neither_deleted_nor_changed(
     for step in plan(FOLDER, wanted, (), devices):
         if step.name in in_use:
             assert step.action in (Action.SAME, Action.KEEP, Action.RECOVER)
+
+
+# --- looking --------------------------------------------------------------------------------
+
+FROM_FILE = DeviceState(
+    id=3, cookie=0x75626B64 << 32, pid=1, name="disk", target="null", lease="copy", started=True,
+    options=dict(build("null", {}).options), origin="/etc/ublkd/disk.toml",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("info", "state", "seen"),
+    [
+        ({"state": DevState.DEAD}, {}, {"served": False, "dead": True}),
+        ({"state": DevState.QUIESCED}, {}, {"served": False}),
+        # it looks dead, and is about to become a disk
+        ({"state": DevState.DEAD}, {"started": False, "pid": os.getpid()}, {"served": True}),
+        ({"state": DevState.QUIESCED}, {"asked": {"queues": 2}},
+         {"served": False, "claimed": True, "changes": ["queues 2 -> 1"]}),
+    ],
+)  # fmt: skip
+def test_what_is_seen_of_a_device(
+    monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], state: dict[str, Any],
+    seen: dict[str, Any],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    device = Found(info=dev_info(3, **info), size=0, state=replace(FROM_FILE, **state))
+    (found,) = apply._present([device], {"disk": file("disk")}, ())
+    expected = {"served": True, "dead": False, "claimed": False, "changes": []} | seen
+    assert {key: getattr(found, key) for key in ("served", "dead", "claimed")} == {
+        key: expected[key] for key in ("served", "dead", "claimed")
+    }
+    assert list(map(str, found.changes)) == expected["changes"]
+
+
+def test_only_devices_with_names_and_files_are_looked_at_closely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(manage, "claimed", lambda _: pytest.fail("it was asked"))
+    nameless = Found(info=dev_info(1), size=0, state=replace(FROM_FILE, id=1, name=None))
+    foreign = Found(info=dev_info(2, cookie=0), size=0, state=None)
+    by_hand = Found(info=dev_info(3), size=0, state=replace(FROM_FILE, origin=None))
+    (found,) = apply._present([nameless, foreign, by_hand], {}, ())
+    assert (found.name, found.origin) == ("disk", None)
 
 
 # --- doing it -------------------------------------------------------------------------------

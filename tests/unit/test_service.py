@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -215,6 +216,16 @@ def started(
 
 def test_a_device_that_is_not_there_is_made(started: Callable[[], list[str]]) -> None:
     assert started() == ["serve /etc/ublkd/disk.toml"]
+
+
+def test_a_device_that_is_being_made_is_nobodys_to_delete(
+    driver: Driver, tmp_path: Path, started: Callable[[], list[str]]
+) -> None:
+    remembering(tmp_path, replace(STATE, started=False, pid=os.getpid()))
+    driver.known[3] = dev_info(3, state=DevState.DEAD, flags=KEPT, cookie=COOKIE)
+    with pytest.raises(UblkdError, match=f"is being made by process {os.getpid()}"):
+        started()
+    assert not driver.log
 
 
 @pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.FAIL_IO, DevState.LIVE])
