@@ -92,10 +92,10 @@ format: $(VENV)/tools.stamp ## put every source into its one layout
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 unit: $(VENV)/installed.stamp ## tests that need no kernel
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n auto tests/unit
 
 core: $(VENV)/installed.stamp ## the C engine with a fake driver
-	$(BIN)/pytest -q tests/core
+	$(BIN)/pytest -q -n auto tests/core
 
 core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
@@ -105,7 +105,7 @@ core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 	UBLKD_CORETEST=.cache/core-asan/tests/core/libcoretest.so \
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
-	$(BIN)/python -m pytest -q tests/core
+	$(BIN)/python -m pytest -q -n auto tests/core
 
 soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: 1 GiB of faults on each lease, and a cut at every byte; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
