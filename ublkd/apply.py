@@ -12,10 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from ublkd import changes, daemon, manage
-from ublkd.changes import Change
+from ublkd import daemon, differences, manage
 from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
+from ublkd.differences import Change
 from ublkd.errors import UblkdError, printable, reason
 from ublkd.manage import Found
 from ublkd.service import SYSTEMD, is_being_made, named
@@ -128,7 +128,7 @@ def _present(
         if state is None or state.name is None:
             continue
         file = files.get(state.name)
-        other = changes.between(state, file.config) if file else []
+        other = differences.between(state, file.config) if file else []
         making = is_being_made(device)
         dead = device.info.state is DevState.DEAD and not making
         goes = not dead and state.name not in wrong and (bool(other) or not file)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ublkd import changes, daemon, manage, notify
+from ublkd import daemon, differences, manage, notify
 from ublkd.background import Log
 from ublkd.control import CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
@@ -167,7 +167,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         daemon.serve(file.config, new_cookie(), lambda r: _first(r, manner, file), log, manner)
         return
     if kept.state:
-        for change in changes.between(kept.state, file.config):
+        for change in differences.between(kept.state, file.config):
             say(f"{file.path} says {change.key} {change.new}, and {kept.called} was made with "
                 f"{change.old}: that waits until it is made anew", WARNING)  # fmt: skip
     notifier.status(f"takes {kept.called} over")

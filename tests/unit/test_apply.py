@@ -16,9 +16,9 @@ from tests.unit.fakes import dev_info
 from tests.unit.helpers import is_one_line
 from ublkd import apply, manage
 from ublkd.apply import Action, Present, Step, carry_out, plan
-from ublkd.changes import Change
 from ublkd.config import build
 from ublkd.devicefiles import DeviceFile
+from ublkd.differences import Change
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
 from ublkd.state import DeviceState

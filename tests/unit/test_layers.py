@@ -32,7 +32,7 @@ LAYERS = [
         "watchdog",
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
-    {"device", "manage", "machine", "devicefiles", "changes"},
+    {"device", "manage", "machine", "devicefiles", "differences"},
     {"recovery"},
     {"daemon", "doctor"},
     {"upgrade", "service"},

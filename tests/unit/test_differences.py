@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ublkd import changes
+from ublkd import differences
 from ublkd.config import DeviceConfig, build
 from ublkd.state import DeviceState, _decoded
 
@@ -25,7 +25,7 @@ def remembered(config: DeviceConfig, **more: Any) -> DeviceState:
 
 
 def told(old: DeviceConfig, new: DeviceConfig) -> list[str]:
-    return [str(change) for change in changes.between(remembered(old), new)]
+    return [str(change) for change in differences.between(remembered(old), new)]
 
 
 LOOP = {"file": "/a"}
@@ -80,4 +80,4 @@ def test_another_target_is_one_change() -> None:
 def test_an_option_that_is_new_in_this_version_is_no_change() -> None:
     state = remembered(build("loop", LOOP))
     older = {key: value for key, value in state.options.items() if key != "sizelimit"}
-    assert not changes.between(replace(state, options=older), build("loop", LOOP))
+    assert not differences.between(replace(state, options=older), build("loop", LOOP))
