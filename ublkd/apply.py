@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from ublkd import changes, daemon, manage
+from ublkd import changes, daemon, ending, manage
 from ublkd.changes import Change
 from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
@@ -139,7 +139,7 @@ def _present(
             served=device.served or making,
             dead=dead,
             # asked only where it matters: for that moment nobody else could have claimed it
-            claimed=goes and state.origin is not None and manage.claimed(device.node),
+            claimed=goes and state.origin is not None and ending.claimed(device.node),
             changes=other,
         )
 
@@ -208,7 +208,7 @@ class Ours:
         with Control() as control:
             states = StateDir()
             if found := named(control, states, name):
-                manage.delete(control, states, found)
+                ending.delete(control, states, found)
 
 
 class Systemd:

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
-from ublkd import below, manage, memory, recorder, recovery, registry
+from ublkd import below, ending, manage, memory, recorder, recovery, registry
 from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
@@ -66,7 +66,7 @@ def _open_target(config: DeviceConfig) -> Target:
 def _signals() -> Iterator[int]:
     """A descriptor from which the numbers of the signals can be read that have arrived."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    chosen = [signal.SIGTERM, signal.SIGINT, manage.STOPPING, DUMP]
+    chosen = [signal.SIGTERM, signal.SIGINT, ending.STOPPING, DUMP]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
         chosen.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in chosen}
@@ -183,11 +183,11 @@ def _wait(disk: Device, signalled: int, dump: Callable[[], None], manner: Manner
         if signalled not in woken:
             continue
         numbers = os.read(signalled, 4096)
-        if any(number not in (manage.STOPPING, DUMP) for number in numbers):
+        if any(number not in (ending.STOPPING, DUMP) for number in numbers):
             return
         if DUMP in numbers:
             dump()
-        if manage.STOPPING in numbers:
+        if ending.STOPPING in numbers:
             disk.stopping()
 
 
@@ -201,7 +201,7 @@ def start(config: DeviceConfig) -> Ready:
     """
     with Control() as control:  # no module, no privilege: better said here than by a child
         StateDir().prepare()
-        manage.sweep(control, StateDir())
+        ending.sweep(control, StateDir())
     cookie = new_cookie()
 
     def task(tell: Tell, log: Log) -> None:
@@ -244,4 +244,4 @@ def _sweep(cookie: int) -> None:
     with contextlib.suppress(UblkdError), Control() as control:
         for device in manage.devices(control, states):
             if device.info.cookie == cookie:
-                manage.delete(control, states, device, force=True)
+                ending.delete(control, states, device, force=True)

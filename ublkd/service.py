@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ublkd import changes, daemon, manage, notify
+from ublkd import changes, daemon, ending, manage, notify
 from ublkd.background import Log
 from ublkd.control import CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
@@ -23,6 +23,7 @@ from ublkd.errors import UblkdError, printable
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import Found
 from ublkd.notify import INFO, WARNING, Notifier
+from ublkd.process import is_there
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.uapi import DevState, Feature
@@ -95,7 +96,7 @@ class Supervised(Manner):
 def _stopped_or_used(control: Control, disk: Device, node: str) -> str:
     """Stop the disk; or how it is used, if it is."""
     assert disk.info is not None
-    if manage.claimed(node):
+    if ending.claimed(node):
         return "in use: mounted, or part of another block device"
     if Feature.SAFE_STOP_DEV not in disk.info.flags:
         return ""  # an older driver cannot tell
@@ -156,7 +157,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     notifier.status(f"opens what stands behind {file.name}")
     with Control() as control:
         states.prepare()
-        manage.sweep(control, states)
+        ending.sweep(control, states)
         kept = _kept(control, states, file.name)
     manner = Supervised(notifier, say, keep=keep)
 
@@ -207,7 +208,7 @@ def _kept(control: Control, states: StateDir, name: str) -> Found | None:
                 hint="a device has one daemon",
             )
         if found.info.state is DevState.DEAD:
-            manage.delete(control, states, found)
+            ending.delete(control, states, found)
             return None
         if time.monotonic() > until:  # without recovery, and its daemon has just died
             raise UblkdError(f"{found.called} has no daemon and is not dead yet", hint="see dmesg")
@@ -218,7 +219,7 @@ def is_being_made(found: Found) -> bool:
     """Whether it is no disk yet, and somebody is about to make it one: it looks dead."""
     state = found.state
     dead = found.info.state is DevState.DEAD
-    return bool(dead and state and not state.started and manage.is_there(state.pid))
+    return bool(dead and state and not state.started and is_there(state.pid))
 
 
 def named(control: Control, states: StateDir, name: str) -> Found | None:
@@ -243,5 +244,5 @@ def release(name: str) -> str:
         found = named(control, states, name)
         if found is None or found.served:
             return ""
-        manage.delete(control, states, found, force=True)
+        ending.delete(control, states, found, force=True)
         return found.called

@@ -15,7 +15,7 @@ from tests.unit.helpers import ROOT
 # needs a place here, and that is a decision.
 LAYERS = [
     {"_core", "errors"},
-    {"uapi"},
+    {"uapi", "process"},
     {"target"},
     {"plugin"},
     {
@@ -33,7 +33,7 @@ LAYERS = [
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
     {"device", "manage", "machine", "devicefiles", "changes"},
-    {"recovery"},
+    {"recovery", "ending"},
     {"daemon", "doctor"},
     {"upgrade", "service"},
     {"apply"},

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info
 from tests.unit.helpers import is_one_line, open_fds
-from ublkd import manage
+from ublkd import ending, manage
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
@@ -112,46 +112,46 @@ def test_what_json_tells_of_a_device_is_complete_and_json(machine: Machine) -> N
 def test_a_device_of_another_program_is_never_touched(machine: Machine, force: bool) -> None:
     foreign = machine.found(str(FAR + 1))
     with pytest.raises(UblkdError, match="was not made by ublkd"):
-        manage.stop(machine.control, machine.states, foreign, force=force)
+        ending.stop(machine.control, machine.states, foreign, force=force)
     with pytest.raises(UblkdError, match="was not made by ublkd"):
-        manage.delete(machine.control, machine.states, foreign, force=force)
+        ending.delete(machine.control, machine.states, foreign, force=force)
     assert list(machine.log) == []
 
 
 def test_a_disk_in_use_is_kept_unless_forced(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(ending, "claimed", lambda _: True)
     device = machine.found("db")
     with pytest.raises(UblkdError, match=r"\(db\) is in use") as caught:
-        manage.stop(machine.control, machine.states, device)
+        ending.stop(machine.control, machine.states, device)
     assert "--force" in caught.value.hint
     with pytest.raises(UblkdError, match="is in use"):
-        manage.delete(machine.control, machine.states, device)
+        ending.delete(machine.control, machine.states, device)
     assert list(machine.log) == []
-    manage.delete(machine.control, machine.states, device, force=True)
+    ending.delete(machine.control, machine.states, device, force=True)
     assert list(machine.log) == ["stop", "del"]
 
 
 def test_a_disk_that_is_dead_is_in_nobodys_use(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(ending, "claimed", lambda _: True)
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, state=DevState.DEAD)
-    manage.delete(machine.control, machine.states, machine.found("db"))
+    ending.delete(machine.control, machine.states, machine.found("db"))
     assert list(machine.log) == ["stop", "del"]
 
 
 def test_deleting_forgets_the_device_and_its_counters(machine: Machine) -> None:
     machine.states.counters(FAR).touch()
-    manage.delete(machine.control, machine.states, machine.found("db"))
+    ending.delete(machine.control, machine.states, machine.found("db"))
     assert machine.states.ids() == [FAR + 2]
 
 
 def test_deleting_keeps_what_is_remembered_of_a_later_device(machine: Machine) -> None:
     device = machine.found("db")
     machine.remember(FAR, OURS | 5)  # the number was given away in the meantime
-    manage.delete(machine.control, machine.states, device)
+    ending.delete(machine.control, machine.states, device)
     assert machine.states.read(FAR) is not None
 
 
@@ -160,14 +160,14 @@ def test_a_device_that_is_gone_already_is_forgotten_all_the_same(
     machine: Machine, step: str
 ) -> None:
     machine.log.fail_at, machine.log.error = step, CommandError(Cmd.DEL_DEV, errno.ENODEV)
-    assert manage.delete(machine.control, machine.states, machine.found("db")) == ""
+    assert ending.delete(machine.control, machine.states, machine.found("db")) == ""
     assert machine.log[-1] == step
     assert machine.states.read(FAR) is None
 
 
 def test_a_number_that_stays_taken_is_a_warning(machine: Machine) -> None:
     machine.fake.number_is_free = False
-    warning = manage.delete(machine.control, machine.states, machine.found("db"))
+    warning = ending.delete(machine.control, machine.states, machine.found("db"))
     assert is_one_line(warning)
     assert f"/dev/ublkb{FAR}" in warning
     assert machine.states.read(FAR) is None
@@ -176,7 +176,7 @@ def test_a_number_that_stays_taken_is_a_warning(machine: Machine) -> None:
 def test_what_the_driver_refuses_is_told(machine: Machine) -> None:
     machine.log.fail_at, machine.log.error = "stop", CommandError(Cmd.STOP_DEV, errno.EPERM)
     with pytest.raises(CommandError, match="STOP_DEV: operation not permitted"):
-        manage.delete(machine.control, machine.states, machine.found("db"))
+        ending.delete(machine.control, machine.states, machine.found("db"))
     assert machine.states.read(FAR)
 
 
@@ -192,7 +192,7 @@ def test_stop_asks_carefully_where_the_kernel_can(
     machine: Machine, flags: Feature, force: bool, command: str
 ) -> None:
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=flags)
-    manage.stop(machine.control, machine.states, machine.found("db"), force=force)
+    ending.stop(machine.control, machine.states, machine.found("db"), force=force)
     assert list(machine.log) == [command]
 
 
@@ -200,7 +200,7 @@ def test_an_open_disk_is_called_open(machine: Machine) -> None:
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
     machine.log.fail_at, machine.log.error = "try stop", CommandError(Cmd.STOP_DEV, errno.EBUSY)
     with pytest.raises(UblkdError, match="is open") as caught:
-        manage.stop(machine.control, machine.states, machine.found("db"))
+        ending.stop(machine.control, machine.states, machine.found("db"))
     assert "fuser" in caught.value.hint
 
 
@@ -211,11 +211,11 @@ def test_the_daemon_is_waited_for_and_named_when_it_does_not_end(
     def act() -> None:
         device = machine.found("db")
         if what == "stop":
-            manage.stop(machine.control, machine.states, device)
+            ending.stop(machine.control, machine.states, device)
         else:
-            manage.delete(machine.control, machine.states, device)
+            ending.delete(machine.control, machine.states, device)
 
-    monkeypatch.setattr(manage, "GONE_SECONDS", 0.05)
+    monkeypatch.setattr(ending, "GONE_SECONDS", 0.05)
     before = open_fds()
     daemon = "import signal; signal.pthread_sigmask(0, [12]); print(flush=True); input()"
     with subprocess.Popen(
@@ -229,7 +229,7 @@ def test_the_daemon_is_waited_for_and_named_when_it_does_not_end(
         assert caught.value.hint
         machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, pid=process.pid)
         process.kill()
-        monkeypatch.setattr(manage, "GONE_SECONDS", 30)
+        monkeypatch.setattr(ending, "GONE_SECONDS", 30)
         act()
     assert open_fds() == before
 
@@ -242,7 +242,7 @@ def test_only_devices_of_ours_that_are_remembered_have_counters(machine: Machine
 
 
 def test_a_file_that_is_only_open_is_not_claimed(tmp_path: Path) -> None:
-    assert not manage.claimed(str(tmp_path / "nothing"))
+    assert not ending.claimed(str(tmp_path / "nothing"))
 
 
 def test_a_missing_state_is_any(machine: Machine) -> None:
@@ -258,8 +258,8 @@ def test_a_number_that_another_device_has_by_now_is_not_touched(
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 5)
     machine.remember(FAR, OURS | 5)
     machine.states.counters(FAR).touch()
-    assert manage.delete(machine.control, machine.states, before, force=force) == ""
-    manage.stop(machine.control, machine.states, before, force=force)
+    assert ending.delete(machine.control, machine.states, before, force=force) == ""
+    ending.stop(machine.control, machine.states, before, force=force)
     assert list(machine.log) == []
     assert machine.fake.known[FAR].cookie == OURS | 5
     state = machine.states.read(FAR)
@@ -277,7 +277,7 @@ def test_a_number_that_changes_hands_while_it_is_stopped_is_not_deleted(
         machine.remember(dev_id, OURS | 5)
 
     monkeypatch.setattr(machine.fake, "stop_dev", stop)
-    assert manage.delete(machine.control, machine.states, machine.found("db")) == ""
+    assert ending.delete(machine.control, machine.states, machine.found("db")) == ""
     assert list(machine.log) == ["stop"]
     state = machine.states.read(FAR)
     assert state
@@ -287,8 +287,8 @@ def test_a_number_that_changes_hands_while_it_is_stopped_is_not_deleted(
 def test_a_device_that_is_gone_is_neither_stopped_nor_deleted(machine: Machine) -> None:
     before = machine.found("db")
     del machine.fake.known[FAR]
-    manage.stop(machine.control, machine.states, before)
-    assert manage.delete(machine.control, machine.states, before) == ""
+    ending.stop(machine.control, machine.states, before)
+    assert ending.delete(machine.control, machine.states, before) == ""
     assert list(machine.log) == []
 
 

@@ -136,7 +136,7 @@ def _age_ms() -> int:
 
 def _take_back(dev_id: int) -> None:
     """Nobody learnt of the device, so nobody would delete it."""
-    from ublkd import manage
+    from ublkd import ending, manage
 
     with driver() as (control, states):
-        manage.delete(control, states, manage.find(control, states, str(dev_id)), force=True)
+        ending.delete(control, states, manage.find(control, states, str(dev_id)), force=True)

@@ -74,10 +74,10 @@ def stop(dev: str, force: bool) -> None:
 
     Refuses a disk that is mounted, part of another device, or (Linux 7.0) open.
     """
-    from ublkd import manage
+    from ublkd import ending, manage
 
     with driver() as (control, states):
-        manage.stop(control, states, manage.find(control, states, dev), force=force)
+        ending.stop(control, states, manage.find(control, states, dev), force=force)
 
 
 @cli.command("del", context_settings=HELP)
@@ -89,7 +89,7 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
 
     Refuses a disk that is mounted or part of another device.
     """
-    from ublkd import manage
+    from ublkd import ending, manage
 
     if (dev is None) is not every:
         raise UsageError("del takes one DEV, or --all", hint="see 'ublkd list'")
@@ -101,7 +101,7 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
         failures = []
         for device in chosen:
             try:
-                if warning := manage.delete(control, states, device, force=force):
+                if warning := ending.delete(control, states, device, force=force):
                     warn(warning)
             except UblkdError as error:
                 failures.append(error)
