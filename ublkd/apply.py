@@ -139,7 +139,7 @@ def _present(
             served=device.served or making,
             dead=dead,
             # asked only where it matters: for that moment nobody else could have claimed it
-            claimed=goes and state.origin is not None and ending.claimed(device.node),
+            claimed=goes and state.origin is not None and bool(ending.claims(device.info.id)),
             changes=other,
         )
 

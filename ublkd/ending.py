@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ublkd import manage
+from ublkd import holders, manage
 from ublkd.control import CommandError, Control
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import Recovery, recovery_of
@@ -26,6 +26,11 @@ from ublkd.writeback import write_back
 
 GONE_SECONDS = 30
 QUIESCE_SECONDS = 30
+PASSING_SECONDS, PASSING_PAUSE = 5, 0.05
+"""How long a disk may be open to those who only look at it, and how often that is looked at."""
+
+CLAIMED, OPEN = "mounted, or part of another block device", "open"
+"""In place of who holds a disk, where that cannot be seen."""
 
 STOPPING = signal.SIGUSR2
 """Tells a daemon that its device is about to be stopped: the driver cannot do that before the last
@@ -60,23 +65,63 @@ def claimed(node: str) -> bool:
     return False
 
 
-def _refuse_claimed(device: Found, force: bool) -> None:
-    if force or device.info.state is DevState.DEAD or not claimed(device.node):
+def claims(dev_id: int) -> str:
+    """How a disk is held by more than processes, in words for a line; empty if it is not."""
+    held = holders.of(dev_id, processes=False)
+    return held.words() or (CLAIMED if claimed(f"/dev/ublkb{dev_id}") else "")
+
+
+def openers(dev_id: int) -> str:
+    """The same for all who hold it; those who only look at a new disk do not count."""
+    held = holders.of(dev_id)
+    return "" if held.is_passing else held.words()
+
+
+def try_stop(control: Control, dev_id: int) -> str:
+    """Have the kernel stop a disk that nobody has open; or who has it open, in words for a line.
+
+    Whoever only looks at it is waited for. Raises CommandError.
+    """
+    until = time.monotonic() + PASSING_SECONDS
+    while True:
+        try:
+            control.try_stop_dev(dev_id)
+        except CommandError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        else:
+            return ""
+        held = holders.of(dev_id)
+        if not held.is_passing or time.monotonic() > until:
+            return held.words() or OPEN
+        time.sleep(PASSING_PAUSE)
+
+
+def _refuse(device: Found, words: str) -> None:
+    """Raise the error for a disk that is not stopped because of its holders, if there are any."""
+    if not words:
         return
-    first = "unmount it first"
+    unseen = words in (CLAIMED, OPEN)
+    first = f"see 'lsblk {device.node}', 'fuser -v {device.node}'" if unseen else "end that first"
     if device.info.state in UNSERVED:
         first = f"nobody serves it: 'ublkd recover {device.info.id}'"
     raise UblkdError(
-        f"{device.called} is in use: mounted, or part of another block device",
-        hint=f"see 'lsblk {device.node}'; {first}, or use --force and lose what is not written yet",
+        f"{device.called} is in use: {words}",
+        hint=f"{first}, or use --force and lose what is not written yet",
     )
+
+
+def _refuse_claimed(device: Found, force: bool) -> None:
+    if force or device.info.state is DevState.DEAD or not claims(device.info.id):
+        return
+    _refuse(device, holders.of(device.info.id).words() or CLAIMED)
 
 
 def stop(control: Control, states: StateDir, found: Found, *, force: bool = False) -> None:
     """Take the disk away and end its daemon; the number stays until it is deleted.
 
-    Refuses a disk that is in use, and one that is only open where the kernel can tell
-    (SAFE_STOP_DEV, Linux 7.0), unless ``force``.
+    Refuses a disk that is in use or open, unless ``force``. Where the kernel cannot refuse by
+    itself (SAFE_STOP_DEV, Linux 7.0) processes are looked for, and one may come in between.
     """
     device = again(control, states, found)
     if device is None:
@@ -84,18 +129,15 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
     _refuse_claimed(device, force)
     with _watch(device.pid) as daemon:
         try:
-            if force or Feature.SAFE_STOP_DEV not in device.info.flags:
+            if not force and Feature.SAFE_STOP_DEV in device.info.flags:
+                _refuse(device, try_stop(control, device.info.id))
+            else:
+                if not force and device.info.state is not DevState.DEAD:
+                    _refuse(device, openers(device.info.id))
                 _tell(daemon, device.pid)
                 _write_back(device)
                 control.stop_dev(device.info.id)
-            else:
-                control.try_stop_dev(device.info.id)
         except CommandError as error:
-            if error.errno == errno.EBUSY:
-                raise UblkdError(
-                    f"{device.called} is open",
-                    hint=f"see 'fuser -v {device.node}', or use --force",
-                ) from error
             if error.errno != errno.ENODEV:  # it is stopped or gone, which is what was wanted
                 raise
         _wait_gone(daemon, device)

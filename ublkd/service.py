@@ -71,7 +71,7 @@ class Supervised(Manner):
             return
         assert disk.info is not None
         with Control() as control:
-            used = _stopped_or_used(control, disk, node)
+            used = _stopped_or_used(control, disk)
             if not used:
                 return
             if recovery_of(disk.info.flags) is Recovery.NONE:
@@ -93,18 +93,19 @@ class Supervised(Manner):
             _vanish()
 
 
-def _stopped_or_used(control: Control, disk: Device, node: str) -> str:
+def _stopped_or_used(control: Control, disk: Device) -> str:
     """Stop the disk; or how it is used, if it is."""
     assert disk.info is not None
-    if ending.claimed(node):
-        return "in use: mounted, or part of another block device"
-    if Feature.SAFE_STOP_DEV not in disk.info.flags:
-        return ""  # an older driver cannot tell
+    if words := ending.claims(disk.id):
+        return f"in use: {words}"
     try:
-        control.try_stop_dev(disk.id)
-    except CommandError as error:
-        return "open" if error.errno == errno.EBUSY else ""
-    return ""
+        if Feature.SAFE_STOP_DEV in disk.info.flags:
+            words = ending.try_stop(control, disk.id)
+        else:  # the driver itself cannot tell
+            words = ending.openers(disk.id)
+    except CommandError:
+        return ""
+    return f"in use: {words}" if words else ""
 
 
 def _quiesced(control: Control, dev_id: int) -> bool:

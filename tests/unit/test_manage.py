@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,10 @@ import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info
 from tests.unit.helpers import is_one_line, open_fds
-from ublkd import ending, manage
+from ublkd import ending, holders, manage
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
+from ublkd.holders import Holders, Process
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
 from ublkd.uapi import Cmd, DevState, Feature
@@ -196,12 +198,66 @@ def test_stop_asks_carefully_where_the_kernel_can(
     assert list(machine.log) == [command]
 
 
-def test_an_open_disk_is_called_open(machine: Machine) -> None:
+def test_an_open_disk_is_called_open_if_it_stays_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "PASSING_SECONDS", 0)
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
     machine.log.fail_at, machine.log.error = "try stop", CommandError(Cmd.STOP_DEV, errno.EBUSY)
-    with pytest.raises(UblkdError, match="is open") as caught:
+    with pytest.raises(UblkdError, match="is in use: open") as caught:
         ending.stop(machine.control, machine.states, machine.found("db"))
     assert "fuser" in caught.value.hint
+
+
+def held(monkeypatch: pytest.MonkeyPatch, *commands: str) -> None:
+    """These have the disk open."""
+    open_by = tuple(Process(pid=n + 7, command=c) for n, c in enumerate(commands))
+    monkeypatch.setattr(holders, "of", lambda *_, **__: Holders(open_by=open_by))
+
+
+def test_udev_s_glance_at_a_disk_is_waited_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
+    tries = [errno.EBUSY, errno.EBUSY, 0]
+
+    def try_stop(_: int) -> None:
+        machine.log.step("try stop")
+        if error := tries.pop(0):
+            raise CommandError(Cmd.TRY_STOP_DEV, error)
+
+    monkeypatch.setattr(machine.fake, "try_stop_dev", try_stop)
+    held(monkeypatch, "(udev-worker)")
+    ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == ["try stop"] * 3
+    tries[:] = [errno.EBUSY]
+    held(monkeypatch, "(udev-worker)", "fio")
+    with pytest.raises(UblkdError, match=r"open by .*, fio \(process 8\)"):
+        ending.stop(machine.control, machine.states, machine.found("db"))
+
+
+def test_where_the_kernel_cannot_refuse_processes_are_looked_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(monkeypatch, "fio")
+    with pytest.raises(UblkdError, match=r"\(db\) is in use: open by fio \(process 7\)"):
+        ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == []
+    ending.stop(machine.control, machine.states, machine.found("db"), force=True)
+    held(monkeypatch, "systemd-udevd")
+    ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == ["stop"] * 2
+
+
+@pytest.mark.parametrize("verb", [ending.stop, ending.delete])
+def test_a_disk_that_is_held_without_a_claim_is_kept_as_well(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, verb: Callable[..., object]
+) -> None:
+    """The kernel's loop device claims nothing that it stands on."""
+    monkeypatch.setattr(holders, "of", lambda *_, **__: Holders(part_of=("loop0",)))
+    with pytest.raises(UblkdError, match="is in use: part of loop0"):
+        verb(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == []
 
 
 @pytest.mark.parametrize("what", ["stop", "delete"])

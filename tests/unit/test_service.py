@@ -86,6 +86,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(service, "_vanish", lambda: made.log.step("vanish"))
     monkeypatch.setattr(service, "is_going_down", lambda: False)
     monkeypatch.setattr("ublkd.ending.claimed", lambda _: False)
+    monkeypatch.setattr("ublkd.ending.PASSING_SECONDS", 0)
     return made
 
 
@@ -120,8 +121,8 @@ def test_a_disk_that_is_open_is_left_to_the_driver(
 ) -> None:
     driver.refusals = {"try stop": [errno.EBUSY], "quiesce": [errno.EBUSY, errno.EBUSY]}
     assert ending() == ["try stop", "leave", "quiesce", "quiesce", "quiesce"]
-    assert said == ["/dev/ublkb3 is open: it is left to the driver, and what is asked of it waits "
-                    "for the next start"]  # fmt: skip
+    assert said == ["/dev/ublkb3 is in use: open: it is left to the driver, and what is asked of "
+                    "it waits for the next start"]  # fmt: skip
 
 
 def test_a_disk_that_is_mounted_is_not_even_tried(
