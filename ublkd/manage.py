@@ -16,6 +16,7 @@ from ublkd import stats
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, printable
 from ublkd.features import Recovery, recovery_of
+from ublkd.names import links, named
 from ublkd.process import is_there, serves
 from ublkd.state import DeviceState, StateDir, is_ours
 from ublkd.uapi import DevState, Feature
@@ -24,9 +25,10 @@ UNSERVED = (DevState.QUIESCED, DevState.FAIL_IO)
 """States of a device whose daemon is gone and may be followed by another."""
 
 CHAR_CLASS = Path("/sys/class/ublk-char")
+NODE = re.compile(r"(?:(?:/dev/)?ublk[bc])?([0-9]{1,7})", re.ASCII)
 
-REMEMBERED = ("name", "target", "options", "lease", "refused", "recovery_reason", "describe",
-              "origin")  # fmt: skip
+REMEMBERED = ("name", "target", "options", "lease", "refused", "recovery_reason", "access",
+              "describe", "origin")  # fmt: skip
 """What ``list --json`` tells of what is remembered."""
 
 
@@ -94,6 +96,7 @@ class Found:
             "max_io": info.max_io,
             "pid": self.pid or None,
             "recovery": recovery_of(info.flags).value,
+            "links": links(info.id, self.state.name if self.state else None),
             "flags": [f.name for f in Feature if f in info.flags],
             "target": None,
             "lease": None,
@@ -136,12 +139,13 @@ def look(control: Control, states: StateDir, dev_id: int) -> Found | None:
 
 def find(control: Control, states: StateDir, word: str) -> Found:
     """The device that a number, a name or a node's path means. Raises UblkdError."""
-    match = re.fullmatch(r"(?:(?:/dev/)?ublk[bc])?([0-9]{1,7})", word)
+    match = NODE.fullmatch(word) or NODE.fullmatch(_led_to(word))
     if match:  # the others are not asked: one of them may hang
         dev_id = int(match[1])
     else:
-        named = (i for i in states.ids() if (state := states.read(i)) and state.name == word)
-        dev_id = next(named, -1)
+        name = named(word)
+        called = (i for i in states.ids() if (state := states.read(i)) and state.name == name)
+        dev_id = next(called, -1)
     device = look(control, states, dev_id) if dev_id >= 0 else None
     if device is None or not (match or device.state):
         raise UblkdError(
@@ -149,6 +153,12 @@ def find(control: Control, states: StateDir, word: str) -> Found:
             hint="a number, a name, or a path like /dev/ublkb0; 'ublkd list' shows them",
         )
     return device
+
+
+def _led_to(word: str) -> str:
+    """The node that a link in /dev leads to; of our own links only the name counts."""
+    is_link = word.startswith("/dev/") and named(word) == word and "\0" not in word
+    return os.path.realpath(word) if is_link else ""
 
 
 def counters(states: StateDir, device: Found) -> list[dict[str, Any]]:

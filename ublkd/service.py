@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ublkd import changes, daemon, ending, manage, notify
+from ublkd import changes, daemon, ending, manage, names, notify
 from ublkd.background import Log
 from ublkd.control import CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
@@ -27,7 +27,6 @@ from ublkd.process import is_there
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.uapi import DevState, Feature
-from ublkd.uevent import wait_for_node
 from ublkd.watchdog import Watchdog
 
 SYSTEMD = Path("/run/systemd/system")
@@ -166,7 +165,12 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         say(line, INFO)
 
     if kept is None:
-        daemon.serve(file.config, new_cookie(), lambda r: _first(r, manner, file), log, manner)
+        with daemon.awaiting(file.config) as awaited:
+
+            def first(ready: Ready) -> None:
+                manner.ready(awaited(ready), f"serves {ready.node}, target {file.config.target}")
+
+            daemon.serve(file.config, new_cookie(), first, log, manner)
         return
     if kept.state:
         for change in changes.between(kept.state, file.config):
@@ -176,15 +180,11 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     notifier.extend(2 * TAKE_SECONDS)
 
     def again(ready: Ready) -> None:
+        names.mend(ready.id, file.name)
         manner.ready(ready, f"serves {ready.node} again, target {file.config.target}")
 
     info = kept.info
     daemon.serve_again(info.id, info.cookie, again, log, manner, origin=str(file.path))
-
-
-def _first(ready: Ready, manner: Supervised, file: DeviceFile) -> None:
-    wait_for_node(ready.node, daemon.NODE_SECONDS)
-    manner.ready(ready, f"serves {ready.node}, target {file.config.target}")
 
 
 def _kept(control: Control, states: StateDir, name: str) -> Found | None:

@@ -15,7 +15,7 @@ from tests.unit.helpers import ROOT
 # needs a place here, and that is a decision.
 LAYERS = [
     {"_core", "errors"},
-    {"uapi", "process", "holders"},
+    {"uapi", "process", "udev", "access", "holders"},
     {"target"},
     {"plugin"},
     {
@@ -32,6 +32,7 @@ LAYERS = [
         "watchdog",
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
+    {"names"},
     {"device", "manage", "machine", "devicefiles", "changes"},
     {"recovery", "ending"},
     {"daemon", "doctor"},

@@ -87,7 +87,8 @@ def test_a_device_that_vanishes_while_it_is_listed_is_left_out(machine: Machine)
 
 
 @pytest.mark.parametrize("word", [f"{FAR}", f"ublkb{FAR}", f"/dev/ublkb{FAR}", f"/dev/ublkc{FAR}",
-                                  f"ublkc{FAR}", "db"])  # fmt: skip
+                                  f"ublkc{FAR}", "db", "/dev/ublk/db",
+                                  "/dev/disk/by-id/ublk-db"])  # fmt: skip
 def test_a_device_is_found_by_number_node_or_name(machine: Machine, word: str) -> None:
     assert machine.found(word).info.id == FAR
 
