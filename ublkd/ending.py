@@ -68,7 +68,9 @@ def claimed(node: str) -> bool:
 def claims(dev_id: int) -> str:
     """How a disk is held by more than processes, in words for a line; empty if it is not."""
     held = holders.of(dev_id, processes=False)
-    return held.words() or (CLAIMED if claimed(f"/dev/ublkb{dev_id}") else "")
+    if held.is_claimed:
+        return held.words()
+    return CLAIMED if claimed(f"/dev/ublkb{dev_id}") else ""
 
 
 def openers(dev_id: int) -> str:
