@@ -31,6 +31,7 @@ if ! [ -x /usr/lib/qemu/virtiofsd ] && ! [ -x /usr/libexec/virtiofsd ]; then
 	fi
 fi
 need kmod command -v depmod
+need udev command -v udevadm
 need e2fsprogs command -v e2fsck
 need xfsprogs command -v mkfs.xfs
 need fio command -v fio

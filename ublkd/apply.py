@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from ublkd import daemon, differences, manage
+from ublkd import daemon, differences, ending, manage
 from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
 from ublkd.differences import Change
@@ -139,7 +139,7 @@ def _present(
             served=device.served or making,
             dead=dead,
             # asked only where it matters: for that moment nobody else could have claimed it
-            claimed=goes and state.origin is not None and manage.claimed(device.node),
+            claimed=goes and state.origin is not None and bool(ending.claims(device.info.id)),
             changes=other,
         )
 
@@ -208,7 +208,7 @@ class Ours:
         with Control() as control:
             states = StateDir()
             if found := named(control, states, name):
-                manage.delete(control, states, found)
+                ending.delete(control, states, found)
 
 
 class Systemd:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ublkd import registry
+from ublkd import access, registry
 from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.features import Lease, Recovery
 from ublkd.target import Option, OptionValue
@@ -19,8 +19,9 @@ MAX_ID = (1 << 20) - 1  # the driver's: minor numbers have 20 bits
 MIN_IO_BYTES = 4096
 SUFFIXES = {unit: 1 << (10 * power) for power, unit in enumerate(["", *"KMGTPE"])}
 SIZE = re.compile(r"([0-9]{1,19})([KMGTPE]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
-# not what reads as the node of a device: with such a name `del` could mean another disk
-NAME = re.compile(r"(?!ublk[bc][0-9]+\Z)[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+# not what reads as the node of a device: with such a name `del` could mean another disk; nor as a
+# partition's link, which another device may have
+NAME = re.compile(r"(?!ublk[bc][0-9]+\Z)(?!.*-part[0-9]+\Z)[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,20 @@ class DeviceConfig:
     lease: Lease | None = None  # None: the best there is
     partscan: bool = True  # the kernel looks for partitions
     recovery: Recovery | None = None  # None: what the target says
+    owner: str | None = None  # of the node; None: as it comes
+    group: str | None = None
+    mode: str | None = None
     paths: tuple[str, ...] = ()  # those among the options
     asked: Mapping[str, OptionValue] = field(default_factory=dict)
     """What was asked for beside the target's options, by the option's name, where it is not the
     default: the driver may have made less of it."""
     origin: str | None = None  # the file it was asked for in
+
+    @property
+    def access(self) -> dict[str, str]:
+        """Those of owner, group and mode that were asked for."""
+        asked = {"owner": self.owner, "group": self.group, "mode": self.mode}
+        return {key: value for key, value in asked.items() if value is not None}
 
 
 def parse_size(text: str) -> int:
@@ -190,7 +200,7 @@ def parse_name(text: str) -> str:
         raise UsageError(
             f"--name {printable(text)!r} cannot be a name",
             hint="a letter or '_', then letters, digits, '.', '_' or '-', at most 63 in all, and "
-            "not what a device is called (ublkb0)",
+            "not what a device (ublkb0) or a partition (NAME-part1) is called",
         )
     return text
 
@@ -314,6 +324,24 @@ GENERAL = (
         option=Option(name="no-partscan", help="Do not look for partitions on it.", kind="flag"),
         field="partscan",
         becomes=lambda no: not no,
+    ),
+    General(
+        option=Option(
+            name="owner", help="Whose its node is, by name or number.", kept=access.parse_owner
+        ),
+        metavar="USER",
+    ),
+    General(
+        option=Option(
+            name="group", help="The group of its node, by name or number.", kept=access.parse_group
+        ),
+        metavar="GROUP",
+    ),
+    General(
+        option=Option(
+            name="mode", help="Who may open its node: octal, like 0660.", kept=access.parse_mode
+        ),
+        metavar="MODE",
     ),
 )
 """The options that every device has, in the order of the help. A new one is an entry here and a

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
-from ublkd import below, manage, memory, recorder, recovery, registry
+from ublkd import below, ending, manage, memory, names, recorder, recovery, registry
 from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
@@ -66,7 +67,7 @@ def _open_target(config: DeviceConfig) -> Target:
 def _signals() -> Iterator[int]:
     """A descriptor from which the numbers of the signals can be read that have arrived."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    chosen = [signal.SIGTERM, signal.SIGINT, manage.STOPPING, DUMP]
+    chosen = [signal.SIGTERM, signal.SIGINT, ending.STOPPING, DUMP]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
         chosen.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in chosen}
@@ -183,11 +184,11 @@ def _wait(disk: Device, signalled: int, dump: Callable[[], None], manner: Manner
         if signalled not in woken:
             continue
         numbers = os.read(signalled, 4096)
-        if any(number not in (manage.STOPPING, DUMP) for number in numbers):
+        if any(number not in (ending.STOPPING, DUMP) for number in numbers):
             return
         if DUMP in numbers:
             dump()
-        if manage.STOPPING in numbers:
+        if ending.STOPPING in numbers:
             disk.stopping()
 
 
@@ -201,7 +202,7 @@ def start(config: DeviceConfig) -> Ready:
     """
     with Control() as control:  # no module, no privilege: better said here than by a child
         StateDir().prepare()
-        manage.sweep(control, StateDir())
+        ending.sweep(control, StateDir())
     cookie = new_cookie()
 
     def task(tell: Tell, log: Log) -> None:
@@ -211,7 +212,7 @@ def start(config: DeviceConfig) -> Ready:
         with Child(task) as child:
             try:
                 ready = Ready(**child.hear())
-                wait_for_node(ready.node, NODE_SECONDS)
+                await_node(config, ready)
             except BaseException:
                 child.end()
                 raise
@@ -219,6 +220,44 @@ def start(config: DeviceConfig) -> Ready:
         _sweep(cookie)
         raise
     return ready
+
+
+def await_node(config: DeviceConfig, ready: Ready) -> None:
+    """Return once the disk can be opened, by its links as well; what is wrong with these becomes a
+    warning. Raises UblkdError.
+    """
+    wait_for_node(ready.node, NODE_SECONDS)
+    if warning := names.settled(ready.id, config.name, config.access):
+        ready.warnings.append(warning)
+
+
+@contextlib.contextmanager
+def awaiting(config: DeviceConfig) -> Iterator[Callable[[Ready], Ready]]:
+    """For a process that serves itself: ``await_node`` as a function that has another process do
+    it, because the memory that waiting takes (pyroute2) would stay locked here. Enter before there
+    is a thread.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+
+    def task(tell: Tell, log: Log) -> None:
+        if said := os.read(read_end, 4096):
+            ready = Ready(**json.loads(said))
+            await_node(config, ready)
+            tell(asdict(ready))
+
+    with open(write_end, "wb", buffering=0) as pipe, Child(task, read_end) as child:
+        os.close(read_end)
+
+        def awaited(ready: Ready) -> Ready:
+            pipe.write(json.dumps(asdict(ready)).encode())
+            told = Ready(**child.hear())
+            child.kill()  # it has ended, or is about to
+            return told
+
+        try:
+            yield awaited
+        finally:
+            child.kill()
 
 
 def recover(found: Found) -> Ready:
@@ -232,10 +271,13 @@ def recover(found: Found) -> Ready:
 
     with Child(task) as child:
         try:
-            return Ready(**child.hear())
+            ready = Ready(**child.hear())
         except UblkdError:
             child.kill()
             raise
+    if found.state:
+        names.mend(ready.id, found.state.name)
+    return ready
 
 
 def _sweep(cookie: int) -> None:
@@ -244,4 +286,4 @@ def _sweep(cookie: int) -> None:
     with contextlib.suppress(UblkdError), Control() as control:
         for device in manage.devices(control, states):
             if device.info.cookie == cookie:
-                manage.delete(control, states, device, force=True)
+                ending.delete(control, states, device, force=True)

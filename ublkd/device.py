@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from ublkd import below, stats
+from ublkd import below, names, stats
 from ublkd.config import DeviceConfig
 from ublkd.control import ANY_ID, CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, reason
 from ublkd.features import Features, granted, streams
 from ublkd.plugin import refuse_shared_streams
 from ublkd.queue import Queue, QueueConfig
-from ublkd.state import DeviceState, StateDir, is_ours, name_taken
+from ublkd.state import DeviceState, StateDir, is_ours
 from ublkd.target import Target
 from ublkd.target.bridge import serving
 from ublkd.uapi import Feature
@@ -216,7 +216,7 @@ class Device:
             below.refuse_itself(self._target.files(), config.id, self._states.backings)
         with self._states.lock():
             if config.name is not None:
-                self._check_name(config.name)
+                names.refuse_taken(self._control, self._states, config.name)
             try:
                 info = self._control.add_dev(
                     dev_id=ANY_ID if config.id is None else config.id,
@@ -232,27 +232,13 @@ class Device:
                 self._states.write(self._state(info))
             except BaseException:
                 self._control.del_dev(info.id)
+                self._states.remove(info.id)
                 raise
         return info
 
     def _nr_queues(self) -> int:
         asked, params = self._config.queues, self._target.params
         return params.queues or min(asked, params.max_queues or asked)
-
-    def _check_name(self, name: str) -> None:
-        for dev_id in self._states.ids():
-            state = self._states.read(dev_id)
-            if state is None or state.name != name:
-                continue
-            if self._still_there(dev_id, state.cookie):
-                raise name_taken(name, f"/dev/ublkb{dev_id}")
-            self._states.remove(dev_id)
-
-    def _still_there(self, dev_id: int, cookie: int) -> bool:
-        try:
-            return self._control.get_dev_info(dev_id).cookie == cookie
-        except CommandError:
-            return False
 
     def _refused(self, error: CommandError) -> UblkdError:
         if error.errno == errno.EEXIST:
@@ -287,6 +273,7 @@ class Device:
             lease=self._features.lease.value,
             refused={lease.value: why for lease, why in self._features.refused.items()},
             recovery_reason=self._features.recovery_reason,
+            access=self._config.access,
             started=bool(self._taken),
             describe=dict(self._target.describe()),
             origin=self._config.origin,

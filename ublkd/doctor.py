@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from ublkd import udev
 from ublkd.control import DevInfo
 from ublkd.errors import NotPossibleError, UblkdError, printable, reason
 from ublkd.features import Features, names, negotiate
@@ -210,21 +211,19 @@ def _most(m: Machine) -> Findings:
         )
 
 
-UDEV = ("/etc/udev/rules.d", "/run/udev/rules.d", "/usr/local/lib/udev/rules.d",
-        "/usr/lib/udev/rules.d", "/lib/udev/rules.d")  # fmt: skip
 SYSTEMD = ("/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
            "/usr/lib/systemd/system", "/lib/systemd/system")  # fmt: skip
 INSTALL = "install it: 'make install' in the source of ublkd, or its package"
 
 
 def _udev(m: Machine) -> Findings:
-    rules = m.found(UDEV, "*ublkd*.rules")
+    rules = udev.rules(m.root)
     if not rules:
         yield _warning(
             "no rules of ublkd, so no /dev/ublk/NAME and /dev/disk/by-id/ublk-NAME", INSTALL
         )
     else:
-        yield _ok(f"rules are in {rules[0]}")
+        yield _ok(f"rules are in {rules}")
     if not m.at("/run/udev/control").exists():
         yield _warning("udev does not run: nobody makes links", "start systemd-udevd")
 

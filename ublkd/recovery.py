@@ -151,7 +151,7 @@ def described(state: DeviceState, info: DevInfo) -> tuple[DeviceConfig, Lease]:
     return config.remembered(
         state.target, state.options, name=state.name, id=info.id, queues=info.queues,
         depth=info.depth, max_io=info.max_io, lease=lease, recovery=recovery_of(info.flags),
-        origin=state.origin, asked=state.asked,
+        origin=state.origin, asked=state.asked, **state.access,
     ), lease  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ublkd import daemon, differences, manage, notify
+from ublkd import daemon, differences, ending, manage, names, notify
 from ublkd.background import Log
 from ublkd.control import CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
@@ -23,10 +23,10 @@ from ublkd.errors import UblkdError, printable
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import Found
 from ublkd.notify import INFO, WARNING, Notifier
+from ublkd.process import is_there
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.uapi import DevState, Feature
-from ublkd.uevent import wait_for_node
 from ublkd.watchdog import Watchdog
 
 SYSTEMD = Path("/run/systemd/system")
@@ -70,7 +70,7 @@ class Supervised(Manner):
             return
         assert disk.info is not None
         with Control() as control:
-            used = _stopped_or_used(control, disk, node)
+            used = _stopped_or_used(control, disk)
             if not used:
                 return
             if recovery_of(disk.info.flags) is Recovery.NONE:
@@ -92,18 +92,19 @@ class Supervised(Manner):
             _vanish()
 
 
-def _stopped_or_used(control: Control, disk: Device, node: str) -> str:
+def _stopped_or_used(control: Control, disk: Device) -> str:
     """Stop the disk; or how it is used, if it is."""
     assert disk.info is not None
-    if manage.claimed(node):
-        return "in use: mounted, or part of another block device"
-    if Feature.SAFE_STOP_DEV not in disk.info.flags:
-        return ""  # an older driver cannot tell
+    if words := ending.claims(disk.id):
+        return f"in use: {words}"
     try:
-        control.try_stop_dev(disk.id)
-    except CommandError as error:
-        return "open" if error.errno == errno.EBUSY else ""
-    return ""
+        if Feature.SAFE_STOP_DEV in disk.info.flags:
+            words = ending.try_stop(control, disk.id)
+        else:  # the driver itself cannot tell
+            words = ending.openers(disk.id)
+    except CommandError:
+        return ""
+    return f"in use: {words}" if words else ""
 
 
 def _quiesced(control: Control, dev_id: int) -> bool:
@@ -156,7 +157,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     notifier.status(f"opens what stands behind {file.name}")
     with Control() as control:
         states.prepare()
-        manage.sweep(control, states)
+        ending.sweep(control, states)
         kept = _kept(control, states, file.name)
     manner = Supervised(notifier, say, keep=keep)
 
@@ -164,7 +165,12 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         say(line, INFO)
 
     if kept is None:
-        daemon.serve(file.config, new_cookie(), lambda r: _first(r, manner, file), log, manner)
+        with daemon.awaiting(file.config) as awaited:
+
+            def first(ready: Ready) -> None:
+                manner.ready(awaited(ready), f"serves {ready.node}, target {file.config.target}")
+
+            daemon.serve(file.config, new_cookie(), first, log, manner)
         return
     if kept.state:
         for change in differences.between(kept.state, file.config):
@@ -174,15 +180,11 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     notifier.extend(2 * TAKE_SECONDS)
 
     def again(ready: Ready) -> None:
+        names.mend(ready.id, file.name)
         manner.ready(ready, f"serves {ready.node} again, target {file.config.target}")
 
     info = kept.info
     daemon.serve_again(info.id, info.cookie, again, log, manner, origin=str(file.path))
-
-
-def _first(ready: Ready, manner: Supervised, file: DeviceFile) -> None:
-    wait_for_node(ready.node, daemon.NODE_SECONDS)
-    manner.ready(ready, f"serves {ready.node}, target {file.config.target}")
 
 
 def _kept(control: Control, states: StateDir, name: str) -> Found | None:
@@ -207,7 +209,7 @@ def _kept(control: Control, states: StateDir, name: str) -> Found | None:
                 hint="a device has one daemon",
             )
         if found.info.state is DevState.DEAD:
-            manage.delete(control, states, found)
+            ending.delete(control, states, found)
             return None
         if time.monotonic() > until:  # without recovery, and its daemon has just died
             raise UblkdError(f"{found.called} has no daemon and is not dead yet", hint="see dmesg")
@@ -218,7 +220,7 @@ def is_being_made(found: Found) -> bool:
     """Whether it is no disk yet, and somebody is about to make it one: it looks dead."""
     state = found.state
     dead = found.info.state is DevState.DEAD
-    return bool(dead and state and not state.started and manage.is_there(state.pid))
+    return bool(dead and state and not state.started and is_there(state.pid))
 
 
 def named(control: Control, states: StateDir, name: str) -> Found | None:
@@ -243,5 +245,5 @@ def release(name: str) -> str:
         found = named(control, states, name)
         if found is None or found.served:
             return ""
-        manage.delete(control, states, found, force=True)
+        ending.delete(control, states, found, force=True)
         return found.called

@@ -1,8 +1,8 @@
 """What is remembered of a running device, under /run/ublkd: its name, target, options and choices.
 
-One JSON file per device, written atomically before the disk appears, and beside it the page of
-counters that the queues write. What the kernel says wins: a file whose cookie is not the
-device's belongs to an earlier device of that number and is swept away.
+One JSON file per device, written atomically before the disk appears, and beside it what udev is
+told of it, and the page of counters that the queues write. What the kernel says wins: a file whose
+cookie is not the device's belongs to an earlier device of that number and is swept away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ublkd.errors import UblkdError, printable, reason
+from ublkd import access, udev
+from ublkd.access import Access
+from ublkd.errors import UblkdError, reason
 
 RUN_DIR = Path("/run/ublkd")
 VERSION = 1
@@ -54,6 +56,7 @@ class DeviceState:
     lease: str
     refused: Mapping[str, str] = field(default_factory=dict)
     recovery_reason: str = ""
+    access: Access = field(default_factory=dict)  # owner, group and mode that were asked for
     started: bool = False  # it has been a disk: the driver does not tell
     describe: Mapping[str, Any] = field(default_factory=dict)
     origin: str | None = None  # the file it was made from; None: by hand
@@ -114,18 +117,27 @@ class StateDir:
         return self.path / f"{dev_id}.stats"
 
     def write(self, state: DeviceState) -> None:
-        """Write or replace a device's file: whole, or not at all."""
-        temporary = self.path / f".{state.id}.{os.getpid()}"
+        """Write or replace what is remembered, and what udev is told: each whole or not at all."""
+        self._replace(self.file(state.id), json.dumps(asdict(state)))
+        coming, there = udev.before(state.id), udev.of_disk(state.id)
+        name = there if state.started else coming
+        if name is not None:
+            self._replace(self.path / name, udev.facts(state.pid, state.name, state.access))
+        if name != coming:  # not before the other is there: udev looks for this one first
+            (self.path / coming).unlink(missing_ok=True)
+
+    def _replace(self, path: Path, text: str) -> None:
+        temporary = self.path / f".{path.name}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with open(os.open(temporary, flags, 0o600), "w", encoding="ascii") as f:
-                json.dump(asdict(state), f)
+                f.write(text)
                 f.flush()
                 os.fsync(f.fileno())
-            temporary.replace(self.file(state.id))
+            temporary.replace(path)
         except OSError as error:
             raise UblkdError(
-                f"cannot write {self.file(state.id)}: {reason(error)}", hint="is /run full?"
+                f"cannot write {path}: {reason(error)}", hint="is /run full?"
             ) from error
         finally:
             with contextlib.suppress(OSError):
@@ -170,7 +182,8 @@ class StateDir:
 
     def remove(self, dev_id: int) -> None:
         """Forget a device."""
-        for path in (self.counters(dev_id), self.file(dev_id)):
+        told = self.path.glob(f"{dev_id}.*udev")
+        for path in (*told, self.counters(dev_id), self.file(dev_id)):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -186,7 +199,7 @@ def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
                                                state.asked))  # fmt: skip
     numbers = all(isinstance(v, int) for v in (state.cookie, state.pid, state.id))
     named = all(v is None or isinstance(v, str) for v in (state.name, state.origin))
-    sound = texts and maps and numbers and named
+    sound = texts and maps and numbers and named and access.sound(state.access)
     return state if sound and state.version == VERSION and state.id == dev_id else None
 
 
@@ -206,11 +219,3 @@ def _flock(fd: int, seconds: float) -> None:
             time.sleep(0.01)
         else:
             return
-
-
-def name_taken(name: str, by: str) -> UblkdError:
-    """The error for a name that another device has."""
-    return UblkdError(
-        f"the name {printable(name)!r} is taken by {by}",
-        hint="choose another one, or delete that device",
-    )

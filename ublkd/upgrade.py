@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from ublkd import daemon, manage, recovery
+from ublkd import daemon, ending, recovery
 from ublkd.background import Child, Log, Tell
 from ublkd.control import Control
 from ublkd.errors import UblkdError
@@ -24,7 +24,7 @@ def upgrade(found: Found) -> int:
     Returns the milliseconds in which no request was served. Raises UblkdError: before the device is
     quiesced if the new daemon could not serve it, and else one that says how it is now.
     """
-    manage.refuse_unquiescable(found)
+    ending.refuse_unquiescable(found)
     dev_id = found.info.id
     if not found.served:
         raise UblkdError(
@@ -43,7 +43,7 @@ def upgrade(found: Found) -> int:
             with _uninterrupted():
                 began = time.monotonic()
                 with Control() as control:
-                    manage.quiesce(control, StateDir(), found)
+                    ending.quiesce(control, StateDir(), found)
                 go.write(GO)
                 _hear_ready(successor, found)
         except BaseException:

@@ -13,7 +13,7 @@ import sys
 from test_life import resident, threads
 from tools import daemons
 
-from ublkd import daemon, manage
+from ublkd import daemon, ending, manage
 from ublkd.config import build
 from ublkd.control import Control
 from ublkd.state import StateDir
@@ -35,7 +35,7 @@ def main(path: str) -> None:
         with Control() as control:
             found = manage.find(control, states, "round")
             held["served"].append(resident(found.info.pid))
-            manage.delete(control, states, found)
+            ending.delete(control, states, found)
         os.waitpid(-1, os.WNOHANG)
         held["own"].append(resident("self"))
         held["fds"].append(len(os.listdir("/proc/self/fd")))

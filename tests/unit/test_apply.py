@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import dev_info
 from tests.unit.helpers import is_one_line
-from ublkd import apply, manage
+from ublkd import apply, ending
 from ublkd.apply import Action, Present, Step, carry_out, plan
 from ublkd.config import build
 from ublkd.devicefiles import DeviceFile
@@ -159,7 +159,7 @@ def test_what_is_seen_of_a_device(
     monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], state: dict[str, Any],
     seen: dict[str, Any],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(ending, "claimed", lambda _: True)
     device = Found(info=dev_info(3, **info), size=0, state=replace(FROM_FILE, **state))
     (found,) = apply._present([device], {"disk": file("disk")}, ())
     expected = {"served": True, "dead": False, "claimed": False, "changes": []} | seen
@@ -172,7 +172,7 @@ def test_what_is_seen_of_a_device(
 def test_only_devices_with_names_and_files_are_looked_at_closely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: pytest.fail("it was asked"))
+    monkeypatch.setattr(ending, "claimed", lambda _: pytest.fail("it was asked"))
     nameless = Found(info=dev_info(1), size=0, state=replace(FROM_FILE, id=1, name=None))
     foreign = Found(info=dev_info(2, cookie=0), size=0, state=None)
     by_hand = Found(info=dev_info(3), size=0, state=replace(FROM_FILE, origin=None))

@@ -156,7 +156,7 @@ def test_all_words_of_add_reach_the_config() -> None:
     config = asked(
         "-t", "null", "--name", "db", "--id", "5", "--queues", "3", "--depth", "64", "--max-io",
         "64K", "--lease", "copy", "--size", "1M", "--block-size", "4K", "--no-partscan",
-        "--recovery", "queue",
+        "--recovery", "queue", "--owner", "root", "--group", "06", "--mode", "640",
     )  # fmt: skip
     assert config == {
         "target": "null",
@@ -169,6 +169,9 @@ def test_all_words_of_add_reach_the_config() -> None:
         "lease": "copy",
         "partscan": False,
         "recovery": "queue",
+        "owner": "0",
+        "group": "6",
+        "mode": "0640",
         "paths": [],
         "asked": {
             "id": 5,
@@ -177,6 +180,9 @@ def test_all_words_of_add_reach_the_config() -> None:
             "max-io": 65536,
             "lease": "copy",
             "no-partscan": True,
+            "owner": "0",
+            "group": "6",
+            "mode": "0640",
             "recovery": "queue",
         },
         "origin": None,

@@ -16,7 +16,7 @@ from tests.unit.helpers import assert_one_line_and_hint, python, ublkd
 FAKES = r"""
 import contextlib, os, sys
 from pathlib import Path
-from ublkd import cli, manage
+from ublkd import cli, ending, manage
 from ublkd.cli import add, verbs
 from ublkd.control import DevInfo
 from ublkd.errors import UblkdError
@@ -121,7 +121,7 @@ found[1] = Found(info=info(9, 0x75626B64 << 32), size=512, state=None)
 found.append(Found(info=info(8, 1), size=512, state=None))
 def delete(control, states, device, force):
     raise UblkdError(f"no {device.info.id}", hint="later")
-manage.delete = delete
+ending.delete = delete
 """
     ran = faked("del", "--all", script=script)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -129,7 +129,7 @@ manage.delete = delete
 
 
 def test_a_warning_of_del_is_printed_and_no_failure() -> None:
-    ran = faked("del", "0", script="manage.delete = lambda *_, force: 'its number stays taken'")
+    ran = faked("del", "0", script="ending.delete = lambda *_, force: 'its number stays taken'")
     assert (ran.returncode, ran.stdout) == (0, "")
     assert ran.stderr == "ublkd: warning: its number stays taken\n"
 
@@ -193,7 +193,7 @@ from ublkd import daemon
 daemon.start = lambda config: daemon.Ready(id=0)
 def delete(control, states, device, force):
     print("deleted", device.info.id, file=sys.stderr)
-manage.delete = delete
+ending.delete = delete
 """
     ran = nowhere("add", "-t", "null", script=script)
     assert ran.returncode == 1

@@ -316,3 +316,61 @@ def test_a_state_folder_of_somebody_else_starts_nothing(tmp_path: Path) -> None:
     told = started(tmp_path, "\nserving(lambda *_: None)\n")
     assert "can be written by others" in told["message"]
     assert not (tmp_path / "pid").exists()
+
+
+AWAITING = """
+def await_node(config, ready):
+    seen("pid", os.getpid())
+    if ready.id == 8:
+        raise NotPossibleError("no node", hint="none")
+    ready.warnings.append("slow \\udcff")
+
+daemon.await_node = await_node
+told = {"own": os.getpid(), "fds": len(os.listdir("/proc/self/fd"))}
+config = DeviceConfig(target="null", options={})
+with contextlib.suppress(KeyError), daemon.awaiting(config) as awaited:
+    try:
+        told["warnings"] = awaited(daemon.Ready(id=NUMBER, warnings=["one"])).warnings
+    except UblkdError as error:
+        told["error"] = [type(error).__name__, error.message, error.hint]
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        told["reaped"] = True
+    raise KeyError
+told["leaked"] = len(os.listdir("/proc/self/fd")) - told["fds"]
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize("number", [7, 8])
+def test_who_serves_itself_has_another_process_wait_for_the_node(
+    tmp_path: Path, number: int
+) -> None:
+    ran = python("-c", PRELUDE + AWAITING.replace("NUMBER", str(number)), str(tmp_path))
+    assert ran.stderr == ""
+    told = json.loads(ran.stdout)
+    assert told["leaked"] == 0
+    assert told["own"] != int((tmp_path / "pid").read_text())
+    if number == 7:
+        assert told["warnings"] == ["one", "slow \udcff"]
+        assert told["reaped"]
+    else:
+        assert told["error"] == ["NotPossibleError", "no node", "none"]
+    assert is_gone(tmp_path)
+
+
+def test_whose_device_never_comes_leaves_nobody_who_waits_for_it(tmp_path: Path) -> None:
+    script = """
+try:
+    with daemon.awaiting(DeviceConfig(target="null", options={})):
+        raise KeyError
+except KeyError:
+    pass
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    print("nobody")
+"""
+    ran = python("-c", PRELUDE + script, str(tmp_path))
+    assert (ran.stdout, ran.stderr) == ("nobody\n", "")

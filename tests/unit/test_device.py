@@ -67,9 +67,7 @@ def undoing(failed: str) -> list[str]:
     """What must be undone after the step ``failed``: all that was done, and no more."""
     if failed == "add":
         return ["close target"]
-    if failed == "write state":
-        return ["del", "close target"]
-    if failed in ("params", "make 0"):  # no queue yet, so nothing to stop
+    if failed in ("write state", "params", "make 0"):  # no queue yet, so nothing to stop
         return ["del", "forget state", "close target"]
     if failed == "make 1":
         return ["stop", "join 0", "free 0", "del", "forget state", "close target"]

@@ -49,7 +49,7 @@ def healthy(tmp_path: Path) -> Machine:
         "dev/ublk-control": "",
         UBLKS_MAX: "64\n",
         UNIT: "",
-        RULES: "",
+        RULES: "# rules\n",
         DEP: "kernel/drivers/block/ublk_drv.ko.zst:\n",
         "run/udev/control": "",
         "run/systemd/system/.there": "",

@@ -15,7 +15,7 @@ from tests.unit.helpers import ROOT
 # needs a place here, and that is a decision.
 LAYERS = [
     {"_core", "errors"},
-    {"uapi"},
+    {"uapi", "process", "udev", "access", "holders"},
     {"target"},
     {"plugin"},
     {
@@ -32,8 +32,9 @@ LAYERS = [
         "watchdog",
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
+    {"names"},
     {"device", "manage", "machine", "devicefiles", "differences"},
-    {"recovery"},
+    {"recovery", "ending"},
     {"daemon", "doctor"},
     {"upgrade", "service"},
     {"apply"},

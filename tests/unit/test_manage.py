@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,10 @@ import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info
 from tests.unit.helpers import is_one_line, open_fds
-from ublkd import manage
+from ublkd import ending, holders, manage
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
+from ublkd.holders import Holders, Process
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
 from ublkd.uapi import Cmd, DevState, Feature
@@ -85,7 +87,8 @@ def test_a_device_that_vanishes_while_it_is_listed_is_left_out(machine: Machine)
 
 
 @pytest.mark.parametrize("word", [f"{FAR}", f"ublkb{FAR}", f"/dev/ublkb{FAR}", f"/dev/ublkc{FAR}",
-                                  f"ublkc{FAR}", "db"])  # fmt: skip
+                                  f"ublkc{FAR}", "db", "/dev/ublk/db",
+                                  "/dev/disk/by-id/ublk-db"])  # fmt: skip
 def test_a_device_is_found_by_number_node_or_name(machine: Machine, word: str) -> None:
     assert machine.found(word).info.id == FAR
 
@@ -112,46 +115,46 @@ def test_what_json_tells_of_a_device_is_complete_and_json(machine: Machine) -> N
 def test_a_device_of_another_program_is_never_touched(machine: Machine, force: bool) -> None:
     foreign = machine.found(str(FAR + 1))
     with pytest.raises(UblkdError, match="was not made by ublkd"):
-        manage.stop(machine.control, machine.states, foreign, force=force)
+        ending.stop(machine.control, machine.states, foreign, force=force)
     with pytest.raises(UblkdError, match="was not made by ublkd"):
-        manage.delete(machine.control, machine.states, foreign, force=force)
+        ending.delete(machine.control, machine.states, foreign, force=force)
     assert list(machine.log) == []
 
 
 def test_a_disk_in_use_is_kept_unless_forced(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(ending, "claimed", lambda _: True)
     device = machine.found("db")
     with pytest.raises(UblkdError, match=r"\(db\) is in use") as caught:
-        manage.stop(machine.control, machine.states, device)
+        ending.stop(machine.control, machine.states, device)
     assert "--force" in caught.value.hint
     with pytest.raises(UblkdError, match="is in use"):
-        manage.delete(machine.control, machine.states, device)
+        ending.delete(machine.control, machine.states, device)
     assert list(machine.log) == []
-    manage.delete(machine.control, machine.states, device, force=True)
+    ending.delete(machine.control, machine.states, device, force=True)
     assert list(machine.log) == ["stop", "del"]
 
 
 def test_a_disk_that_is_dead_is_in_nobodys_use(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(ending, "claimed", lambda _: True)
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, state=DevState.DEAD)
-    manage.delete(machine.control, machine.states, machine.found("db"))
+    ending.delete(machine.control, machine.states, machine.found("db"))
     assert list(machine.log) == ["stop", "del"]
 
 
 def test_deleting_forgets_the_device_and_its_counters(machine: Machine) -> None:
     machine.states.counters(FAR).touch()
-    manage.delete(machine.control, machine.states, machine.found("db"))
+    ending.delete(machine.control, machine.states, machine.found("db"))
     assert machine.states.ids() == [FAR + 2]
 
 
 def test_deleting_keeps_what_is_remembered_of_a_later_device(machine: Machine) -> None:
     device = machine.found("db")
     machine.remember(FAR, OURS | 5)  # the number was given away in the meantime
-    manage.delete(machine.control, machine.states, device)
+    ending.delete(machine.control, machine.states, device)
     assert machine.states.read(FAR) is not None
 
 
@@ -160,14 +163,14 @@ def test_a_device_that_is_gone_already_is_forgotten_all_the_same(
     machine: Machine, step: str
 ) -> None:
     machine.log.fail_at, machine.log.error = step, CommandError(Cmd.DEL_DEV, errno.ENODEV)
-    assert manage.delete(machine.control, machine.states, machine.found("db")) == ""
+    assert ending.delete(machine.control, machine.states, machine.found("db")) == ""
     assert machine.log[-1] == step
     assert machine.states.read(FAR) is None
 
 
 def test_a_number_that_stays_taken_is_a_warning(machine: Machine) -> None:
     machine.fake.number_is_free = False
-    warning = manage.delete(machine.control, machine.states, machine.found("db"))
+    warning = ending.delete(machine.control, machine.states, machine.found("db"))
     assert is_one_line(warning)
     assert f"/dev/ublkb{FAR}" in warning
     assert machine.states.read(FAR) is None
@@ -176,7 +179,7 @@ def test_a_number_that_stays_taken_is_a_warning(machine: Machine) -> None:
 def test_what_the_driver_refuses_is_told(machine: Machine) -> None:
     machine.log.fail_at, machine.log.error = "stop", CommandError(Cmd.STOP_DEV, errno.EPERM)
     with pytest.raises(CommandError, match="STOP_DEV: operation not permitted"):
-        manage.delete(machine.control, machine.states, machine.found("db"))
+        ending.delete(machine.control, machine.states, machine.found("db"))
     assert machine.states.read(FAR)
 
 
@@ -192,16 +195,70 @@ def test_stop_asks_carefully_where_the_kernel_can(
     machine: Machine, flags: Feature, force: bool, command: str
 ) -> None:
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=flags)
-    manage.stop(machine.control, machine.states, machine.found("db"), force=force)
+    ending.stop(machine.control, machine.states, machine.found("db"), force=force)
     assert list(machine.log) == [command]
 
 
-def test_an_open_disk_is_called_open(machine: Machine) -> None:
+def test_an_open_disk_is_called_open_if_it_stays_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "PASSING_SECONDS", 0)
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
     machine.log.fail_at, machine.log.error = "try stop", CommandError(Cmd.STOP_DEV, errno.EBUSY)
-    with pytest.raises(UblkdError, match="is open") as caught:
-        manage.stop(machine.control, machine.states, machine.found("db"))
+    with pytest.raises(UblkdError, match="is in use: open") as caught:
+        ending.stop(machine.control, machine.states, machine.found("db"))
     assert "fuser" in caught.value.hint
+
+
+def held(monkeypatch: pytest.MonkeyPatch, *commands: str) -> None:
+    """These have the disk open."""
+    open_by = tuple(Process(pid=n + 7, command=c) for n, c in enumerate(commands))
+    monkeypatch.setattr(holders, "of", lambda *_, **__: Holders(open_by=open_by))
+
+
+def test_udev_s_glance_at_a_disk_is_waited_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
+    tries = [errno.EBUSY, errno.EBUSY, 0]
+
+    def try_stop(_: int) -> None:
+        machine.log.step("try stop")
+        if error := tries.pop(0):
+            raise CommandError(Cmd.TRY_STOP_DEV, error)
+
+    monkeypatch.setattr(machine.fake, "try_stop_dev", try_stop)
+    held(monkeypatch, "(udev-worker)")
+    ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == ["try stop"] * 3
+    tries[:] = [errno.EBUSY]
+    held(monkeypatch, "(udev-worker)", "fio")
+    with pytest.raises(UblkdError, match=r"open by .*, fio \(process 8\)"):
+        ending.stop(machine.control, machine.states, machine.found("db"))
+
+
+def test_where_the_kernel_cannot_refuse_processes_are_looked_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(monkeypatch, "fio")
+    with pytest.raises(UblkdError, match=r"\(db\) is in use: open by fio \(process 7\)"):
+        ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == []
+    ending.stop(machine.control, machine.states, machine.found("db"), force=True)
+    held(monkeypatch, "systemd-udevd")
+    ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == ["stop"] * 2
+
+
+@pytest.mark.parametrize("verb", [ending.stop, ending.delete])
+def test_a_disk_that_is_held_without_a_claim_is_kept_as_well(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, verb: Callable[..., object]
+) -> None:
+    """The kernel's loop device claims nothing that it stands on."""
+    monkeypatch.setattr(holders, "of", lambda *_, **__: Holders(part_of=("loop0",)))
+    with pytest.raises(UblkdError, match="is in use: part of loop0"):
+        verb(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == []
 
 
 @pytest.mark.parametrize("what", ["stop", "delete"])
@@ -211,11 +268,11 @@ def test_the_daemon_is_waited_for_and_named_when_it_does_not_end(
     def act() -> None:
         device = machine.found("db")
         if what == "stop":
-            manage.stop(machine.control, machine.states, device)
+            ending.stop(machine.control, machine.states, device)
         else:
-            manage.delete(machine.control, machine.states, device)
+            ending.delete(machine.control, machine.states, device)
 
-    monkeypatch.setattr(manage, "GONE_SECONDS", 0.05)
+    monkeypatch.setattr(ending, "GONE_SECONDS", 0.05)
     before = open_fds()
     daemon = "import signal; signal.pthread_sigmask(0, [12]); print(flush=True); input()"
     with subprocess.Popen(
@@ -229,7 +286,7 @@ def test_the_daemon_is_waited_for_and_named_when_it_does_not_end(
         assert caught.value.hint
         machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, pid=process.pid)
         process.kill()
-        monkeypatch.setattr(manage, "GONE_SECONDS", 30)
+        monkeypatch.setattr(ending, "GONE_SECONDS", 30)
         act()
     assert open_fds() == before
 
@@ -242,7 +299,7 @@ def test_only_devices_of_ours_that_are_remembered_have_counters(machine: Machine
 
 
 def test_a_file_that_is_only_open_is_not_claimed(tmp_path: Path) -> None:
-    assert not manage.claimed(str(tmp_path / "nothing"))
+    assert not ending.claimed(str(tmp_path / "nothing"))
 
 
 def test_a_missing_state_is_any(machine: Machine) -> None:
@@ -258,8 +315,8 @@ def test_a_number_that_another_device_has_by_now_is_not_touched(
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 5)
     machine.remember(FAR, OURS | 5)
     machine.states.counters(FAR).touch()
-    assert manage.delete(machine.control, machine.states, before, force=force) == ""
-    manage.stop(machine.control, machine.states, before, force=force)
+    assert ending.delete(machine.control, machine.states, before, force=force) == ""
+    ending.stop(machine.control, machine.states, before, force=force)
     assert list(machine.log) == []
     assert machine.fake.known[FAR].cookie == OURS | 5
     state = machine.states.read(FAR)
@@ -277,7 +334,7 @@ def test_a_number_that_changes_hands_while_it_is_stopped_is_not_deleted(
         machine.remember(dev_id, OURS | 5)
 
     monkeypatch.setattr(machine.fake, "stop_dev", stop)
-    assert manage.delete(machine.control, machine.states, machine.found("db")) == ""
+    assert ending.delete(machine.control, machine.states, machine.found("db")) == ""
     assert list(machine.log) == ["stop"]
     state = machine.states.read(FAR)
     assert state
@@ -287,8 +344,8 @@ def test_a_number_that_changes_hands_while_it_is_stopped_is_not_deleted(
 def test_a_device_that_is_gone_is_neither_stopped_nor_deleted(machine: Machine) -> None:
     before = machine.found("db")
     del machine.fake.known[FAR]
-    manage.stop(machine.control, machine.states, before)
-    assert manage.delete(machine.control, machine.states, before) == ""
+    ending.stop(machine.control, machine.states, before)
+    assert ending.delete(machine.control, machine.states, before) == ""
     assert list(machine.log) == []
 
 

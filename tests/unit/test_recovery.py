@@ -128,11 +128,11 @@ def test_only_what_the_driver_keeps_and_ublkd_remembers_is_taken(device: Found, 
 
 def test_a_device_that_is_served_is_left_to_its_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     live = Found(info=replace(INFO, state=DevState.LIVE, pid=42), size=1, state=STATE)
-    monkeypatch.setattr(manage, "_serves", lambda pid: pid == 42)
+    monkeypatch.setattr(manage, "serves", lambda pid: pid == 42)
     assert not live.is_orphan
     with pytest.raises(UblkdError, match="is served by process 42"):
         recovery.refuse_unrecoverable(live)
-    monkeypatch.setattr(manage, "_serves", lambda _: False)  # it is dying
+    monkeypatch.setattr(manage, "serves", lambda _: False)  # it is dying
     assert live.is_orphan
     assert recovery.refuse_unrecoverable(live) is STATE
 
@@ -205,7 +205,7 @@ def test_what_becomes_of_the_device_meanwhile_is_told(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch,
     then: DevInfo | None, words: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(manage, "_serves", lambda pid: pid == 42)
+    monkeypatch.setattr(manage, "serves", lambda pid: pid == 42)
     driver.held, driver.then = 3, then
     before = open_fds()
     with pytest.raises(UblkdError, match=words):

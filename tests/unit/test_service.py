@@ -85,7 +85,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(service, "Control", lambda: made)
     monkeypatch.setattr(service, "_vanish", lambda: made.log.step("vanish"))
     monkeypatch.setattr(service, "is_going_down", lambda: False)
-    monkeypatch.setattr(manage, "claimed", lambda _: False)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: False)
+    monkeypatch.setattr("ublkd.ending.PASSING_SECONDS", 0)
     return made
 
 
@@ -120,21 +121,21 @@ def test_a_disk_that_is_open_is_left_to_the_driver(
 ) -> None:
     driver.refusals = {"try stop": [errno.EBUSY], "quiesce": [errno.EBUSY, errno.EBUSY]}
     assert ending() == ["try stop", "leave", "quiesce", "quiesce", "quiesce"]
-    assert said == ["/dev/ublkb3 is open: it is left to the driver, and what is asked of it waits "
-                    "for the next start"]  # fmt: skip
+    assert said == ["/dev/ublkb3 is in use: open: it is left to the driver, and what is asked of "
+                    "it waits for the next start"]  # fmt: skip
 
 
 def test_a_disk_that_is_mounted_is_not_even_tried(
     ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     assert ending() == ["leave", "quiesce"]
 
 
 def test_where_it_cannot_be_quiesced_the_daemon_ends_as_if_killed(
     ending: Ending, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     assert ending(KEPT) == ["leave", "vanish"]
     driver.log.clear()
     driver.refusals = {"quiesce": [errno.EIO]}
@@ -144,7 +145,7 @@ def test_where_it_cannot_be_quiesced_the_daemon_ends_as_if_killed(
 def test_a_request_that_does_not_end_is_not_waited_for_for_ever(
     ending: Ending, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     monkeypatch.setattr(service, "QUIESCE_SECONDS", 0.01)
     driver.refusals = {"quiesce": [errno.EBUSY] * 1_000_000}
     assert ending()[-1] == "vanish"
@@ -153,7 +154,7 @@ def test_a_request_that_does_not_end_is_not_waited_for_for_ever(
 def test_without_recovery_it_ends_in_order_with_a_warning(
     ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     assert ending(Feature(0)) == []
     assert "its recovery is none" in said[0]
 
@@ -161,7 +162,7 @@ def test_without_recovery_it_ends_in_order_with_a_warning(
 def test_when_the_system_goes_down_it_ends_in_order_with_a_warning(
     ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     monkeypatch.setattr(service, "is_going_down", lambda: True)
     assert ending() == []
     assert "the system goes down" in said[0]
@@ -170,7 +171,7 @@ def test_when_the_system_goes_down_it_ends_in_order_with_a_warning(
 def test_without_keep_it_ends_whoever_uses_it(
     ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     assert ending(keep=False) == []
 
 
@@ -298,7 +299,7 @@ def test_only_what_nobody_serves_is_released_and_only_at_the_end(
     monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
     monkeypatch.setattr(service, "is_going_down", lambda: down)
     monkeypatch.setattr(manage.Found, "served", served)
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
     assert service.release("disk") == ("/dev/ublkb3 (disk)" if done else "")

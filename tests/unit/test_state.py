@@ -65,7 +65,7 @@ def test_a_second_write_replaces_the_first_whole(folder: StateDir) -> None:
     folder.write(dataclasses.replace(GOOD, options={"file": "x" * 5000}))
     folder.write(GOOD)
     assert folder.read(3) == GOOD
-    assert entries(folder) == ["3.json"]
+    assert entries(folder) == ["3.json", "3.udev"]
 
 
 def replaced(**fields: Any) -> bytes:
@@ -194,7 +194,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         folder.write(dataclasses.replace(GOOD, pid=43))
     assert caught.value.hint
     assert folder.read(3) == GOOD
-    assert entries(folder) == ["3.json"]
+    assert entries(folder) == ["3.json", "3.udev"]
     assert open_fds() == before
 
 
@@ -203,7 +203,7 @@ def test_what_json_cannot_hold_leaves_nothing_behind(folder: StateDir) -> None:
     with pytest.raises((UblkdError, TypeError)):
         folder.write(dataclasses.replace(GOOD, describe={"backing": b"bytes"}))
     assert folder.read(3) == GOOD
-    assert entries(folder) == ["3.json"]
+    assert entries(folder) == ["3.json", "3.udev"]
 
 
 def test_a_folder_that_is_gone_is_an_error_with_a_hint(folder: StateDir) -> None:
@@ -230,7 +230,7 @@ def test_removing_forgets_both_files_and_is_no_error_twice(folder: StateDir) -> 
     folder.write(dataclasses.replace(GOOD, id=4))
     folder.remove(3)
     folder.remove(3)
-    assert entries(folder) == ["4.json"]
+    assert entries(folder) == ["4.json", "4.udev"]
 
 
 def test_the_lock_lets_one_thread_in_at_a_time(folder: StateDir) -> None:

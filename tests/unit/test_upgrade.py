@@ -17,7 +17,7 @@ PRELUDE = """
 import contextlib, json, os, sys, time
 from pathlib import Path
 from tests.unit.fakes import dev_info
-from ublkd import daemon, manage, recovery, upgrade
+from ublkd import daemon, ending, manage, recovery, upgrade
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
 from ublkd.uapi import Feature
@@ -25,7 +25,7 @@ from ublkd.uapi import Feature
 folder = Path(sys.argv[1])
 KEPT = Feature.USER_RECOVERY | Feature.QUIESCE
 found = Found(info=dev_info(3, flags=KEPT, pid=1), size=4096, state=None)
-manage._serves = lambda _: True
+manage.serves = lambda _: True
 upgrade.Control = contextlib.nullcontext
 
 def did(name):
@@ -33,7 +33,7 @@ def did(name):
         f.write(name + "\\n")
 
 recovery.look = lambda *_: did("look")
-manage.quiesce = lambda *_: did("quiesce")
+ending.quiesce = lambda *_: did("quiesce")
 
 def serve_again(dev_id, cookie, ready, log):
     did(f"serve {dev_id}")
@@ -95,7 +95,7 @@ def test_a_daemon_that_dies_while_it_looks_is_a_reason_as_well(tmp_path: Path) -
 
 
 def test_a_device_that_is_not_quiesced_keeps_its_daemon(tmp_path: Path) -> None:
-    told = upgraded(tmp_path, "manage.quiesce = fails('a request is still under way')\n")
+    told = upgraded(tmp_path, "ending.quiesce = fails('a request is still under way')\n")
     assert told["message"] == "a request is still under way"
     assert told["did"] == ["look"]
 
@@ -114,7 +114,7 @@ def test_a_next_daemon_that_fails_leaves_a_device_that_waits_and_says_so(
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("manage._serves = lambda _: False\n", "nobody serves"),
+        ("manage.serves = lambda _: False\n", "nobody serves"),
         ("found = Found(info=dev_info(3, pid=1), size=1, state=None)\n", "recovery none"),
     ],
 )

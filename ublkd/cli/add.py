@@ -109,15 +109,14 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
 
     if foreground:
         from ublkd.state import new_cookie
-        from ublkd.uevent import wait_for_node
 
-        def ready_here(ready: daemon.Ready) -> None:
-            wait_for_node(ready.node, daemon.NODE_SECONDS)
-            announce(ready)
-
-        daemon.serve(
-            wanted, new_cookie(), ready_here, lambda line: click.echo(f"ublkd: {line}", err=True)
-        )
+        with daemon.awaiting(wanted) as awaited:
+            daemon.serve(
+                wanted,
+                new_cookie(),
+                lambda ready: announce(awaited(ready)),
+                lambda line: click.echo(f"ublkd: {line}", err=True),
+            )
         return
     ready = daemon.start(wanted)
     try:
@@ -136,7 +135,7 @@ def _age_ms() -> int:
 
 def _take_back(dev_id: int) -> None:
     """Nobody learnt of the device, so nobody would delete it."""
-    from ublkd import manage
+    from ublkd import ending, manage
 
     with driver() as (control, states):
-        manage.delete(control, states, manage.find(control, states, str(dev_id)), force=True)
+        ending.delete(control, states, manage.find(control, states, str(dev_id)), force=True)

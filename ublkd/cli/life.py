@@ -39,10 +39,10 @@ def recover(dev: str | None, every: bool, as_json: bool) -> None:
 @click.argument("dev")
 def quiesce(dev: str) -> None:
     """End a daemon and keep its device: what is asked of it waits until 'ublkd recover'."""
-    from ublkd import manage
+    from ublkd import ending, manage
 
     with driver() as (control, states):
-        manage.quiesce(control, states, manage.find(control, states, dev))
+        ending.quiesce(control, states, manage.find(control, states, dev))
 
 
 @cli.command(context_settings=HELP)
@@ -68,14 +68,14 @@ def upgrade(dev: str | None, every: bool, as_json: bool) -> None:
 def _chosen(
     verb: str, dev: str | None, every: bool, wanted: Callable[[Found], bool]
 ) -> list[Found]:
-    from ublkd import manage
+    from ublkd import ending, manage
 
     if (dev is None) is not every:
         raise UsageError(f"{verb} takes one DEV, or --all", hint="see 'ublkd list'")
     with driver() as (control, states):
         if dev is not None:
             return [manage.find(control, states, dev)]
-        manage.sweep(control, states)
+        ending.sweep(control, states)
         return [device for device in manage.devices(control, states) if wanted(device)]
 
 

@@ -54,16 +54,17 @@ def list_(as_json: bool) -> None:
 @click.argument("dev")
 @json_option
 def show(dev: str, as_json: bool) -> None:
-    """Show one device: what it is, how it is served and why so, and its counters."""
-    from ublkd import manage
+    """Show one device: what it is, how it is served and why so, who holds it, and its counters."""
+    from ublkd import holders, manage
 
     with driver() as (control, states):
         device = manage.find(control, states, dev)
-        told = device.as_json() | {"counters": manage.counters(states, device)}
+        told, counters = device.as_json(), manage.counters(states, device)
+    held = holders.of(device.info.id)
     if as_json:
-        emit_json(told)
+        emit_json(told | {"holders": held.as_json(), "counters": counters})
     else:
-        emit("\n".join(lines(told)))
+        emit("\n".join(lines(told | {"holders": held.words() or None, "counters": counters})))
 
 
 @cli.command(context_settings=HELP)
@@ -72,12 +73,12 @@ def show(dev: str, as_json: bool) -> None:
 def stop(dev: str, force: bool) -> None:
     """Take a disk away and end its daemon; its number stays until it is deleted.
 
-    Refuses a disk that is mounted, part of another device, or (Linux 7.0) open.
+    Refuses a disk that is mounted, part of another device, or open, and says who holds it.
     """
-    from ublkd import manage
+    from ublkd import ending, manage
 
     with driver() as (control, states):
-        manage.stop(control, states, manage.find(control, states, dev), force=force)
+        ending.stop(control, states, manage.find(control, states, dev), force=force)
 
 
 @cli.command("del", context_settings=HELP)
@@ -89,7 +90,7 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
 
     Refuses a disk that is mounted or part of another device.
     """
-    from ublkd import manage
+    from ublkd import ending, manage
 
     if (dev is None) is not every:
         raise UsageError("del takes one DEV, or --all", hint="see 'ublkd list'")
@@ -101,7 +102,7 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
         failures = []
         for device in chosen:
             try:
-                if warning := manage.delete(control, states, device, force=force):
+                if warning := ending.delete(control, states, device, force=force):
                     warn(warning)
             except UblkdError as error:
                 failures.append(error)

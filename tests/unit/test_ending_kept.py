@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info, remembering
 from tests.unit.helpers import is_one_line
-from ublkd import manage
+from ublkd import ending, manage
 from ublkd.control import CommandError, Control
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.manage import Found
@@ -60,7 +60,7 @@ def found(driver: FakeControl, states: StateDir) -> Found:
 
 
 def quiesce(driver: Driver, states: StateDir) -> None:
-    manage.quiesce(cast("Control", driver), states, found(driver, states))
+    ending.quiesce(cast("Control", driver), states, found(driver, states))
 
 
 @pytest.mark.parametrize("tries", [1, 3])
@@ -77,7 +77,7 @@ def test_commands_are_taken_back_until_the_driver_has_them_all(
 def test_a_request_that_does_not_end_is_told_of(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "QUIESCE_SECONDS", 0)
+    monkeypatch.setattr(ending, "QUIESCE_SECONDS", 0)
     driver.tries = 1 << 30
     with pytest.raises(UblkdError, match="a request is still under way") as caught:
         quiesce(driver, states)
@@ -112,7 +112,7 @@ def test_the_process_of_a_device_that_nobody_serves_may_be_anybodys_by_now(
     assert device.pid == 0
     assert device.is_orphan
     assert device.as_json()["pid"] is None
-    manage.delete(cast("Control", driver), states, device)  # does not wait for our end
+    ending.delete(cast("Control", driver), states, device)  # does not wait for our end
     assert list(driver.log) == ["stop", "del"]
 
 
@@ -128,10 +128,10 @@ def test_what_the_kernel_holds_is_written_back_before_a_stop_would_fail_it(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch,
     change: dict[str, Any], written: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(manage, "_serves", lambda _: True)
-    monkeypatch.setattr(manage, "write_back", driver.log.step)
+    monkeypatch.setattr(manage, "serves", lambda _: True)
+    monkeypatch.setattr(ending, "write_back", driver.log.step)
     driver.known[3] = replace(LIVE, pid=NOBODY, **change)
-    manage.delete(cast("Control", driver), states, found(driver, states))
+    ending.delete(cast("Control", driver), states, found(driver, states))
     assert list(driver.log) == ["/dev/ublkb3", "stop", "del"][not written :]
 
 
@@ -139,10 +139,10 @@ def test_what_the_kernel_holds_is_written_back_before_a_stop_would_fail_it(
 def test_a_disk_in_use_that_nobody_serves_is_kept_with_a_word_of_recover(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, state: DevState
 ) -> None:
-    monkeypatch.setattr(manage, "claimed", lambda _: True)
+    monkeypatch.setattr(ending, "claimed", lambda _: True)
     driver.known[3] = replace(LIVE, state=state)
     with pytest.raises(UblkdError, match="is in use") as caught:
-        manage.delete(cast("Control", driver), states, found(driver, states))
+        ending.delete(cast("Control", driver), states, found(driver, states))
     assert "ublkd recover 3" in caught.value.hint
     assert not driver.log
 
@@ -166,7 +166,7 @@ def test_only_what_was_never_a_disk_and_has_nobody_is_swept(
 ) -> None:
     states.write(replace(STATE, **state))
     driver.known[3] = replace(LIVE, **info)
-    manage.sweep(cast("Control", driver), states)
+    ending.sweep(cast("Control", driver), states)
     assert list(driver.log) == (["del"] if swept else [])
     assert (states.read(3) is None) == swept
 
@@ -176,7 +176,7 @@ def test_a_zombie_makes_no_disk(driver: Driver, states: StateDir) -> None:
     assert os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     states.write(replace(STATE, started=False, pid=ended.pid))
     driver.known[3] = replace(LIVE, state=DevState.DEAD)
-    manage.sweep(cast("Control", driver), states)
+    ending.sweep(cast("Control", driver), states)
     assert list(driver.log) == ["del"]
     ended.wait()
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_swept_is_no_reason_not_to_add(driver: Driver, states: St
     states.write(replace(STATE, started=False))
     driver.known[3] = replace(LIVE, state=DevState.DEAD)
     driver.log.fail_at = "del"
-    manage.sweep(cast("Control", driver), states)
+    ending.sweep(cast("Control", driver), states)
     assert states.read(3)
 
 
@@ -207,5 +207,25 @@ def test_a_device_that_nobody_came_to_remember_is_swept(
     monkeypatch.setattr(manage, "CHAR_CLASS", tmp_path / "class")
     states.remove(3)
     driver.known[3] = replace(LIVE, **info)
-    manage.sweep(cast("Control", driver), states)
+    ending.sweep(cast("Control", driver), states)
     assert list(driver.log) == (["del"] if swept else [])
+
+
+def test_a_device_that_another_program_has_deleted_is_forgotten(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(manage, "CHAR_CLASS", tmp_path / "class")
+    ending.sweep(cast("Control", driver), states)
+    assert states.read(3)
+    del driver.known[3]
+    ending.sweep(cast("Control", driver), states)
+    assert states.read(3) is None
+
+
+def test_what_is_remembered_of_an_earlier_device_does_not_keep_a_half_made_one(
+    driver: Driver, states: StateDir
+) -> None:
+    driver.known[3] = replace(LIVE, state=DevState.DEAD, cookie=new_cookie())
+    ending.sweep(cast("Control", driver), states)
+    assert list(driver.log) == ["del"]
+    assert states.read(3) is None

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ublkd import manage
+from ublkd import ending
+from ublkd.process import _leads_to_ublk
 
 CATCHES = "signal.signal(signal.SIGUSR2, lambda *_: print('told', flush=True))"
 PROGRAM = """
@@ -57,15 +58,15 @@ def run() -> Iterator[Callable[..., Process]]:
         return made[0]
 
     yield start
-    for process in made:
-        process.kill()
-        process.communicate()
+    for one in made:
+        one.kill()
+        one.communicate()
 
 
 def tell(process: Process) -> None:
     daemon = os.pidfd_open(process.pid)
     try:
-        manage._tell(daemon, process.pid)
+        ending._tell(daemon, process.pid)
     finally:
         os.close(daemon)
 
@@ -117,7 +118,7 @@ def test_only_the_device_of_a_server_is_one(
     monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "readlink", lambda _: name)
-    assert not manage._leads_to_ublk(tmp_path)
+    assert not _leads_to_ublk(tmp_path)
 
 
 def test_without_a_descriptor_of_the_process_nobody_is(
@@ -125,7 +126,7 @@ def test_without_a_descriptor_of_the_process_nobody_is(
 ) -> None:
     """The number alone could mean another one by now."""
     process = run(CATCHES, device)
-    manage._tell(None, process.pid)
+    ending._tell(None, process.pid)
     assert said(process) == ""
 
 
@@ -140,10 +141,10 @@ def test_whoever_is_gone_already_is_no_failure(
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         if reaped:
             process.wait()
-        manage._tell(daemon, process.pid)
+        ending._tell(daemon, process.pid)
     finally:
         os.close(daemon)
 
 
 def test_the_signal_is_the_one_that_a_daemon_listens_to() -> None:
-    assert manage.STOPPING == signal.SIGUSR2
+    assert ending.STOPPING == signal.SIGUSR2

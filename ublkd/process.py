@@ -1,0 +1,41 @@
+"""Other processes, by what /proc says of them: who serves a device, and who is there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+PF_EXITING = 0x4  # <linux/sched.h>
+
+
+def serves(pid: int) -> bool:
+    """Whether the process has a device, and is not about to end."""
+    process = Path(f"/proc/{pid}")
+    try:
+        links = list((process / "fd").iterdir())
+        return any(map(_leads_to_ublk, links)) and not _is_ending(process)
+    except (OSError, ValueError):
+        return False
+
+
+def is_there(pid: int) -> bool:
+    """Whether the process lives; one that nobody has asked for its end does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def _is_ending(process: Path) -> bool:
+    """Whether it has been killed: it may take a while until it is gone (proc(5))."""
+    flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
+    status = (process / "status").read_text()
+    pending = int(status.partition("SigPnd:")[2].split(maxsplit=1)[0], 16)
+    return bool(flags & PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
+
+
+def _leads_to_ublk(link: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(link).startswith("/dev/ublkc")
+    return False
