@@ -176,6 +176,15 @@ class Control:
         except (CommandError, TimedOutError):  # a device that hangs does not tell
             return 0
 
+    def update_size(self, dev_id: int, size: int) -> None:
+        """The disk has ``size`` bytes from now on, and whoever looks is told (UPDATE_SIZE).
+
+        Only of a device that is a disk: before 7.0 the driver looks for it without asking whether
+        it is there. NotPossibleError where the driver cannot do it.
+        """
+        refuse_fixed_size(self.get_features())
+        self._command(Cmd.UPDATE_SIZE, dev_id, data=size // SECTOR)
+
     def _raw_params(self, dev_id: int) -> Any:
         raw = ffi.new("struct ublk_params *")
         raw.len = ffi.sizeof(raw[0])
@@ -286,6 +295,15 @@ def _params(raw: Any) -> Params:
         max_discard=raw.discard.max_discard_sectors * SECTOR if discards else 0,
         max_write_zeroes=raw.discard.max_write_zeroes_sectors * SECTOR if discards else 0,
     )
+
+
+def refuse_fixed_size(offered: Feature) -> None:
+    """Raise NotPossibleError where the driver, by its features, cannot resize a disk."""
+    if Feature.UPDATE_SIZE not in offered:
+        raise NotPossibleError(
+            "disks cannot be resized: the kernel lacks UPDATE_SIZE (Linux 6.16 has it)",
+            hint="delete the device and add it anew: it is then as large as what stands behind it",
+        )
 
 
 def unavailable(number: int) -> NotPossibleError:

@@ -199,6 +199,7 @@ def negotiate(
         )
     kind, why = _recovery(offered, recovery, recovery_default)
     extra |= kind.flags | (offered & Feature.QUIESCE if kind.flags else NOTHING)
+    extra |= offered & Feature.UPDATE_SIZE
     refused: dict[Lease, str] = {}
     for rung in LADDER:
         if obstacle := _obstacle(rung, offered, groups, in_memory):

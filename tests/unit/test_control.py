@@ -175,6 +175,27 @@ def test_a_device_that_is_gone_while_its_number_is_held_is_deleted(answered: Any
     assert not answered(lambda *_: -errno.ETIMEDOUT).del_dev(900_000)
 
 
+def test_a_new_size_is_told_in_sectors_where_the_driver_can_change_it(answered: Any) -> None:
+    said: list[tuple[int, int]] = []
+
+    def driver(cmd: Cmd, dev_id: int, data: int, buf: Any, length: int, path_length: int) -> int:
+        if cmd is Cmd.GET_FEATURES:
+            ffi.cast("uint64_t *", buf)[0] = int(offered)
+        else:
+            assert cmd is Cmd.UPDATE_SIZE
+            said.append((dev_id, data))
+        return 0
+
+    offered = Feature.UPDATE_SIZE
+    answered(driver).update_size(3, 1 << 20)
+    assert said == [(3, 2048)]
+    offered = Feature.QUIESCE
+    with pytest.raises(NotPossibleError, match="UPDATE_SIZE") as caught:
+        answered(driver).update_size(3, 1 << 20)
+    assert "anew" in caught.value.hint
+    assert len(said) == 1
+
+
 def test_features_are_all_64_bits_or_the_kernel_is_too_old(answered: Any) -> None:
     def driver(cmd: Cmd, dev_id: int, data: int, buf: Any, length: int, path_length: int) -> int:
         assert (cmd, length) == (Cmd.GET_FEATURES, 8)

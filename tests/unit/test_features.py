@@ -84,7 +84,8 @@ def test_any_driver_gives_a_lease_it_can_hold_or_a_clear_refusal(
     leases = [rung.lease for rung in LADDER]
     place = leases.index(verdict.lease)
     assert LADDER[place].needs in offered
-    assert verdict.flags == LADDER[place].needs | LADDER[place].asks | REQUIRED
+    asked = LADDER[place].needs | LADDER[place].asks | REQUIRED
+    assert verdict.flags == asked | (offered & Feature.UPDATE_SIZE)
     assert groups or verdict.lease is not Lease.GROUP
     assert wanted in (None, verdict.lease)
     assert list(verdict.refused) == leases[:place]
