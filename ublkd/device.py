@@ -71,9 +71,9 @@ class Device:
         ``lease_slots``: entries of each queue's buffer table, by default one per tag; requests
         of the tags beyond are copied.
         """
-        self._control = control
-        self._config = config
-        self._target = target
+        self.control = control
+        self.config = config
+        self.target = target
         self._features = features
         self._states = states
         self._cookie = cookie
@@ -117,7 +117,7 @@ class Device:
         undo = ExitStack()
         try:
             # the target is let go last: its lock must outlive every queue's I/O
-            undo.callback(self._target.close)
+            undo.callback(self.target.close)
             undo.callback(os.close, self.ended_fd)
             self.info = self._take(undo) if self._taken else self._make(undo)
             counters = undo.enter_context(
@@ -169,7 +169,7 @@ class Device:
 
     def stopping(self) -> None:
         """The disk is about to go: what waits for something that may never come shall not."""
-        if hook := getattr(self._target, "stopping", None):
+        if hook := getattr(self.target, "stopping", None):
             hook()
 
     def leave(self) -> None:
@@ -187,7 +187,7 @@ class Device:
         undo.callback(self._forget)
         undo.callback(self._delete)
         granted(self._features, info.flags)
-        self._control.set_params(info.id, self._target.params, max_io=info.max_io)
+        self.control.set_params(info.id, self.target.params, max_io=info.max_io)
         return info
 
     def _take(self, undo: ExitStack) -> DevInfo:
@@ -202,27 +202,33 @@ class Device:
     def _start(self) -> None:
         assert self.info is not None
         if self._taken:
-            self._states.write(self._state(self.info))
-            self._control.end_recovery(self.id, os.getpid())
+            self._remember(self.info)
+            self.control.end_recovery(self.id, os.getpid())
             self._left = False
         else:
-            self._control.start_dev(self.id, os.getpid())
-            self._states.write(replace(self._state(self.info), started=True))
+            self.control.start_dev(self.id, os.getpid())
+            self._remember(self.info)
         self._started = True
 
+    def _remember(self, info: DevInfo) -> None:
+        """As started; what somebody has changed since this daemon looked stays as it is."""
+        mine = replace(self._state(info), started=True)
+        with self._states.lock():
+            self._states.write(mine.with_changes_of(self._states.read(info.id)))
+
     def _add(self) -> DevInfo:
-        config = self._config
+        config = self.config
         if config.id is not None:  # a number that the driver chooses has no disk yet
-            below.refuse_itself(self._target.files(), config.id, self._states.backings)
+            below.refuse_itself(self.target.files(), config.id, self._states.backings)
         with self._states.lock():
             if config.name is not None:
-                names.refuse_taken(self._control, self._states, config.name)
+                names.refuse_taken(self.control, self._states, config.name)
             try:
-                info = self._control.add_dev(
+                info = self.control.add_dev(
                     dev_id=ANY_ID if config.id is None else config.id,
                     queues=self._nr_queues(),
                     depth=config.depth,
-                    max_io=min(config.max_io, self._target.params.max_io or config.max_io),
+                    max_io=min(config.max_io, self.target.params.max_io or config.max_io),
                     flags=self._features.flags,
                     cookie=self._cookie,
                 )
@@ -231,34 +237,34 @@ class Device:
             try:
                 self._states.write(self._state(info))
             except BaseException:
-                self._control.del_dev(info.id)
+                self.control.del_dev(info.id)
                 self._states.remove(info.id)
                 raise
         return info
 
     def _nr_queues(self) -> int:
-        asked, params = self._config.queues, self._target.params
+        asked, params = self.config.queues, self.target.params
         return params.queues or min(asked, params.max_queues or asked)
 
     def _refused(self, error: CommandError) -> UblkdError:
         if error.errno == errno.EEXIST:
-            owner = "another ublkd device" if self._is_ours(self._config.id) else "another program"
+            owner = "another ublkd device" if self._is_ours(self.config.id) else "another program"
             return UblkdError(
-                f"device number {self._config.id} is taken by {owner}",
+                f"device number {self.config.id} is taken by {owner}",
                 hint="leave --id out to get a free one; 'ublkd list' shows those in use",
             )
         if error.errno == errno.ENOSPC:
             return UblkdError("no device number is free", hint="delete devices that are not used")
         if error.errno == errno.ENOMEM:
             return UblkdError(
-                f"no memory for {self._config.queues} queues of {self._config.depth} requests",
+                f"no memory for {self.config.queues} queues of {self.config.depth} requests",
                 hint="lower --queues or --depth",
             )
         return error
 
     def _is_ours(self, dev_id: int | None) -> bool:
         try:
-            return dev_id is not None and is_ours(self._control.get_dev_info(dev_id).cookie)
+            return dev_id is not None and is_ours(self.control.get_dev_info(dev_id).cookie)
         except CommandError:
             return False
 
@@ -267,17 +273,17 @@ class Device:
             id=info.id,
             cookie=self._cookie,
             pid=os.getpid(),
-            name=self._config.name,
-            target=self._config.target,
-            options=dict(self._config.options),
+            name=self.config.name,
+            target=self.config.target,
+            options=dict(self.config.options),
             lease=self._features.lease.value,
             refused={lease.value: why for lease, why in self._features.refused.items()},
             recovery_reason=self._features.recovery_reason,
-            access=self._config.access,
-            started=bool(self._taken),
-            describe=dict(self._target.describe()),
-            origin=self._config.origin,
-            asked=dict(self._config.asked),
+            access=self.config.access,
+            answered=self._taken.state.revision if self._taken else 0,
+            describe=dict(self.target.describe()),
+            origin=self.config.origin,
+            asked=dict(self.config.asked),
         )
 
     def _open_char_device(self) -> int:
@@ -299,8 +305,8 @@ class Device:
     def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
         assert self.info is not None
         slots = self.info.depth if self._lease_slots is None else self._lease_slots
-        refuse_shared_streams(self._config.target, self._target.files(), len(counters))
-        native = serving(self._target, self._config.target)
+        refuse_shared_streams(self.config.target, self.target.files(), len(counters))
+        native = serving(self.target, self.config.target)
         fixed_streams = streams()
         for qid, counter in enumerate(counters):
             config = QueueConfig(
@@ -308,12 +314,12 @@ class Device:
                 qid=qid,
                 depth=self.info.depth,
                 max_io=self.info.max_io,
-                block=self._target.params.logical_block,
-                align=self._target.params.io_align,
+                block=self.target.params.logical_block,
+                align=self.target.params.io_align,
                 lease=self._features.lease,
                 lease_slots=slots,
-                max_members=self._target.params.max_members,
-                files=[*self._target.files(), *[-1] * self._target.params.streams],
+                max_members=self.target.params.max_members,
+                files=[*self.target.files(), *[-1] * self.target.params.streams],
                 native=native,
                 fixed_streams=fixed_streams,
                 stats=counter,
@@ -356,7 +362,7 @@ class Device:
             self._close_char_device()
         if not self._is_kept:
             with contextlib.suppress(UblkdError):
-                self._control.stop_dev(self.id)
+                self.control.stop_dev(self.id)
         until = time.monotonic() + END_SECONDS
         stuck = [q.qid for q in self._queues if not q.join(max(0.0, until - time.monotonic()))]
         if stuck:
@@ -381,7 +387,7 @@ class Device:
         if self._left:
             return
         try:
-            self._control.del_dev(self.id)
+            self.control.del_dev(self.id)
         except CommandError as error:
             if error.errno != errno.ENODEV:  # somebody else was faster
                 raise

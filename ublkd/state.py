@@ -14,8 +14,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ RUN_DIR = Path("/run/ublkd")
 VERSION = 1
 MAX_BYTES = 1 << 20
 LOCK_SECONDS = 30
+CHANGE_SECONDS = 90
 
 COOKIE_MAGIC = 0x75626B64 << 32
 """The upper half of the cookie that every device of ours carries in the driver ("ubkd")."""
@@ -61,7 +62,18 @@ class DeviceState:
     describe: Mapping[str, Any] = field(default_factory=dict)
     origin: str | None = None  # the file it was made from; None: by hand
     asked: Mapping[str, Any] = field(default_factory=dict)  # see config.DeviceConfig
+    size: int | None = None  # bytes that it was last resized to; None: it never was
+    revision: int = 0  # raised by whoever changes name, options or size
+    answered: int = 0  # the last one that the daemon has looked at
+    problem: str = ""  # and why it does not go by that one
     version: int = VERSION
+
+    def with_changes_of(self, found: DeviceState | None) -> DeviceState:
+        """The same, with what may have been changed in the file that was found."""
+        if found is None or found.cookie != self.cookie:
+            return self
+        return replace(self, name=found.name, options=found.options, size=found.size,
+                       revision=found.revision)  # fmt: skip
 
     @property
     def backings(self) -> list[str]:
@@ -103,7 +115,26 @@ class StateDir:
         self.prepare()
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _flock(fd, LOCK_SECONDS)
+            _flock(fd, LOCK_SECONDS, "adding or deleting")
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def changing(self, dev_id: int) -> Iterator[None]:
+        """One at a time: whoever changes a device that is there. Waits at most CHANGE_SECONDS.
+
+        The lock is on the counters: of a device's files the one that is never replaced.
+        """
+        path = self.counters(dev_id)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise UblkdError(
+                f"cannot open {path}: {reason(error)}", hint="was the device deleted meanwhile?"
+            ) from error
+        try:
+            _flock(fd, CHANGE_SECONDS, f"changing device {dev_id}")
             yield
         finally:
             os.close(fd)
@@ -142,6 +173,19 @@ class StateDir:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    def update(
+        self, dev_id: int, cookie: int, edit: Callable[[DeviceState], DeviceState]
+    ) -> DeviceState | None:
+        """Replace that very device's file by what ``edit`` makes of it; None if it is not there."""
+        with self.lock():
+            state = self.read(dev_id)
+            if state is None or state.cookie != cookie:
+                return None
+            edited = edit(state)
+            if edited != state:
+                self.write(edited)
+            return edited
 
     def read(self, dev_id: int) -> DeviceState | None:
         """The device's file, or None where it is missing, broken or foreign."""
@@ -194,16 +238,18 @@ def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
         state = DeviceState(**found)
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = all(isinstance(v, str) for v in (state.target, state.lease, state.recovery_reason))
+    texts = all(isinstance(v, str) for v in (state.target, state.lease, state.recovery_reason,
+                                               state.problem))  # fmt: skip
     maps = all(isinstance(v, dict) for v in (state.options, state.refused, state.describe,
                                                state.asked))  # fmt: skip
-    numbers = all(isinstance(v, int) for v in (state.cookie, state.pid, state.id))
+    counts = (state.cookie, state.pid, state.id, state.revision, state.answered, state.size or 0)
+    numbers = all(isinstance(v, int) for v in counts)
     named = all(v is None or isinstance(v, str) for v in (state.name, state.origin))
     sound = texts and maps and numbers and named and access.sound(state.access)
     return state if sound and state.version == VERSION and state.id == dev_id else None
 
 
-def _flock(fd: int, seconds: float) -> None:
+def _flock(fd: int, seconds: float, doing: str) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
@@ -213,7 +259,7 @@ def _flock(fd: int, seconds: float) -> None:
                 raise
             if time.monotonic() > until:
                 raise UblkdError(
-                    f"another ublkd has been adding or deleting for {seconds:g} seconds",
+                    f"another ublkd has been {doing} for {seconds:g} seconds",
                     hint="look for a ublkd that hangs: 'ps -C ublkd'",
                 ) from error
             time.sleep(0.01)
