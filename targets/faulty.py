@@ -133,6 +133,21 @@ class FaultyTarget:
         faults = {f"fault_{key}": value for key, value in self._told.items() if value is not None}
         return dict(self._over.describe()) | faults
 
+    def size_now(self) -> int | None:
+        """The other target's."""
+        hook = getattr(self._over, "size_now", None)
+        return hook() if hook else None
+
+    def resizing(self, size: int) -> None:
+        """For the other target."""
+        if hook := getattr(self._over, "resizing", None):
+            hook(size)
+
+    def changed(self, options: Mapping[str, OptionValue]) -> None:
+        """For the other target, whose options they are: of these here none is live."""
+        if hook := getattr(self._over, "changed", None):
+            hook(options)
+
     def close(self) -> None:
         """Let go of the other target."""
         self._over.close()

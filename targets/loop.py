@@ -7,7 +7,15 @@ from typing import ClassVar, Self
 
 from ublkd._core import ffi, lib
 from ublkd.errors import UblkdError, printable
-from ublkd.target import API_VERSION, BLOCK_SIZE, Native, Option, OptionValue, Params
+from ublkd.target import (
+    API_VERSION,
+    BLOCK_SIZE,
+    FOLLOW_SIZE,
+    Native,
+    Option,
+    OptionValue,
+    Params,
+)
 from ublkd.targets.backing import UNBOUNDED, Backing
 
 
@@ -43,6 +51,7 @@ class LoopTarget:
             kind="size",
             minimum=512,
             multiple_of=512,
+            is_size=True,
         ),
         Option(name="read-only", help="never write", kind="flag", default=False),
         Option(
@@ -51,6 +60,7 @@ class LoopTarget:
             kind="flag",
             default=False,
         ),
+        FOLLOW_SIZE,
         BLOCK_SIZE,
     )
 
@@ -58,8 +68,9 @@ class LoopTarget:
         """``offset`` and ``sizelimit`` in bytes. Takes the backing over, to close it."""
         self._backing = backing
         self._offset = offset
+        self._sizelimit = sizelimit
         try:
-            self.params, self._warning = self._describe_disk(sizelimit)
+            self.params, self._warning = self._describe_disk()
         except BaseException:
             backing.close()
             raise
@@ -105,15 +116,27 @@ class LoopTarget:
             told["warning"] = self._warning
         return told
 
+    def size_now(self) -> int:
+        """Of the backing as it is at this moment; loop.c knows no end."""
+        whole = self._whole()
+        return whole - whole % self._backing.access.block
+
+    def changed(self, options: Mapping[str, OptionValue]) -> None:
+        """Only the limit says something here."""
+        limit = options["sizelimit"]
+        self._sizelimit = limit if isinstance(limit, int) else None
+
     def close(self) -> None:
         """Let go of the backing."""
         self._backing.close()
 
-    def _describe_disk(self, sizelimit: int | None) -> tuple[Params, str]:
+    def _whole(self) -> int:
+        behind = max(0, self._backing.size - self._offset)
+        return behind if self._sizelimit is None else min(behind, self._sizelimit)
+
+    def _describe_disk(self) -> tuple[Params, str]:
         backing, block = self._backing, self._backing.access.block
-        whole = max(0, backing.size - self._offset)
-        if sizelimit is not None:
-            whole = min(whole, sizelimit)
+        whole = self._whole()
         size = whole - whole % block
         if size == 0:
             behind = f" behind offset {self._offset}" if self._offset else ""

@@ -51,6 +51,10 @@ class MirrorTarget:
         told = self._legs.describe()
         return told | ({"warning": self._warning} if self._warning else {})
 
+    def size_now(self) -> int:
+        """Of the smallest backing at this moment."""
+        return self._legs.smallest(self._legs.block)[0]
+
     def recovered(self, counters: Sequence[Mapping[str, Any]]) -> None:
         """What the daemon before did without may lack what the others have."""
         if not counters:

@@ -26,6 +26,7 @@ class NullTarget:
             default=250 << 30,
             minimum=4096,
             maximum=1 << 60,
+            is_size=True,
         ),
         BLOCK_SIZE,
     )
@@ -69,6 +70,10 @@ class NullTarget:
     def describe(self) -> Mapping[str, OptionValue]:
         """Nothing stands behind it."""
         return {}
+
+    def size_now(self) -> int:
+        """What was asked for."""
+        return self.params.size
 
     def close(self) -> None:
         """Let go of /dev/zero."""

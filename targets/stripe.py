@@ -76,6 +76,10 @@ class StripeTarget:
         told = self._legs.describe() | {"chunk": self._chunk}
         return told | ({"warning": self._warning} if self._warning else {})
 
+    def size_now(self) -> int:
+        """Of the backings as they are at this moment; what is on a chunk stays where it is."""
+        return self._legs.smallest(self._chunk)[0] * len(self._legs.backings)
+
     def close(self) -> None:
         """Let go of the backings."""
         self._legs.close()

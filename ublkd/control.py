@@ -179,10 +179,12 @@ class Control:
     def update_size(self, dev_id: int, size: int) -> None:
         """The disk has ``size`` bytes from now on, and whoever looks is told (UPDATE_SIZE).
 
-        Only of a device that is a disk: before 7.0 the driver looks for it without asking whether
-        it is there. NotPossibleError where the driver cannot do it.
+        CommandError with ENODEV for a device that is no disk: the first drivers with this command
+        do not ask, and use what is not there. NotPossibleError where the driver cannot do it.
         """
         refuse_fixed_size(self.get_features())
+        if self.get_dev_info(dev_id).state is DevState.DEAD:
+            raise CommandError(Cmd.UPDATE_SIZE, errno.ENODEV)
         self._command(Cmd.UPDATE_SIZE, dev_id, data=size // SECTOR)
 
     def _raw_params(self, dev_id: int) -> Any:

@@ -7,10 +7,21 @@ import json
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from ublkd import below, ending, manage, memory, names, recorder, recovery, registry
+from ublkd import (
+    below,
+    changes,
+    ending,
+    follow,
+    manage,
+    memory,
+    names,
+    recorder,
+    recovery,
+    registry,
+)
 from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
 from ublkd.control import Control
@@ -67,7 +78,7 @@ def _open_target(config: DeviceConfig) -> Target:
 def _signals() -> Iterator[int]:
     """A descriptor from which the numbers of the signals can be read that have arrived."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    chosen = [signal.SIGTERM, signal.SIGINT, ending.STOPPING, DUMP]
+    chosen = [signal.SIGTERM, signal.SIGINT, ending.STOPPING, DUMP, changes.CHANGED]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
         chosen.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in chosen}
@@ -100,6 +111,7 @@ def serve(
     with Control() as control:
         memory.guard(log)  # before there is a thread, or a ring that can have one
         offered = control.get_features()
+        follow.refuse_impossible(config.options, offered)
         target = _open_target(config)
         try:
             features = negotiate(
@@ -154,7 +166,19 @@ def serve_again(
 
 def _until_the_end(disk: Device, signalled: int, log: Log, manner: Manner) -> None:
     dump = recorder.Dump(StateDir().counters(disk.id), log)
-    _wait(disk, signalled, dump.asked, manner)
+    changed = changes.Changes(StateDir(), disk, log)
+    changed.look()  # what was changed between the last daemon and this one
+    follower = follow.Follower(disk.control, disk.id, disk.target, log)
+
+    def pause() -> float:
+        seconds = manner.pause(disk)
+        if not follow.wanted(changed.options):
+            return seconds
+        follower.look()
+        return min(seconds, follow.SECONDS)
+
+    asked = {DUMP: dump.asked, changes.CHANGED: changed.look, ending.STOPPING: disk.stopping}
+    _wait(disk, signalled, asked, pause)
     if failure := disk.failure:
         dump.write()
         disk.leave()
@@ -177,19 +201,22 @@ def _warnings(config: DeviceConfig, target: Target, disk: Device) -> list[str]:
     return warnings
 
 
-def _wait(disk: Device, signalled: int, dump: Callable[[], None], manner: Manner) -> None:
-    """Until a signal arrives that means the end, or the queues end."""
+def _wait(
+    disk: Device,
+    signalled: int,
+    asked: Mapping[int, Callable[[], None]],
+    pause: Callable[[], float],
+) -> None:
+    """Until the queues end, or a signal arrives that is none of those that ask for something."""
     while not disk.wait(0):
-        woken, _, _ = select.select([signalled, disk.ended_fd], [], [], manner.pause(disk))
+        woken, _, _ = select.select([signalled, disk.ended_fd], [], [], pause())
         if signalled not in woken:
             continue
         numbers = os.read(signalled, 4096)
-        if any(number not in (ending.STOPPING, DUMP) for number in numbers):
+        if not asked.keys() >= set(numbers):
             return
-        if DUMP in numbers:
-            dump()
-        if ending.STOPPING in numbers:
-            disk.stopping()
+        for number in asked.keys() & set(numbers):
+            asked[number]()
 
 
 # --- in the background ----------------------------------------------------------------------

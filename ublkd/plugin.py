@@ -102,6 +102,25 @@ class Guarded:
             with blamed(self._maker, "recovered()"):
                 hook(counters)
 
+    def size_now(self) -> int | None:
+        """As the target tells; None if it has no word for it."""
+        if not (hook := getattr(self._target, "size_now", None)):
+            return None
+        with blamed(self._maker, "size_now()"):
+            return cast("int", self._expected("size_now()", hook(), int))
+
+    def resizing(self, size: int) -> None:
+        """If the target wants to know."""
+        if hook := getattr(self._target, "resizing", None):
+            with blamed(self._maker, "resizing()"):
+                hook(size)
+
+    def changed(self, options: Mapping[str, OptionValue]) -> None:
+        """If the target wants to know."""
+        if hook := getattr(self._target, "changed", None):
+            with blamed(self._maker, "changed()"):
+                hook(options)
+
     def close(self) -> None:
         """Let go of the target."""
         with blamed(self._maker, "close()"):
@@ -177,6 +196,8 @@ def _wrong(option: Option) -> str:
         return "has something in kept that cannot be"
     if option.kind == "choice" and not _texts(option.choices):
         return "has no choices"
+    if option.is_size and option.kind != "size":
+        return f"is of kind {option.kind} and cannot be the size of the disk"
     numbers = (option.minimum, option.maximum, option.multiple_of)
     if not all(isinstance(n, int) for n in numbers) or option.multiple_of < 1:
         return "has a bound that is not a number"

@@ -6,10 +6,11 @@ refused if it is not what the disk was made of.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ublkd import config, manage, registry, stats
@@ -20,7 +21,7 @@ from ublkd.errors import UblkdError, printable
 from ublkd.features import IN_MEMORY, Features, Lease, Recovery, lease_of, lends, recovery_of
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
-from ublkd.target import Params, Target
+from ublkd.target import OptionValue, Params, Target
 from ublkd.uapi import DevState
 
 TAKE_SECONDS = 30
@@ -106,7 +107,7 @@ def device(control: Control, states: StateDir, taken: Taken) -> Device:
         wanted, lease = described(taken.state, taken.info)
         target = registry.opened(wanted.target, wanted.options)
         try:
-            _refuse_unfit(control, target, taken.state, taken.info, lease)
+            refuse_unfit(control, target, taken.state, taken.info, lease)
             _tell_what_was(target, states, taken.info)
             return Device(
                 control,
@@ -133,12 +134,22 @@ def look(control: Control, states: StateDir, dev_id: int) -> None:
     found = manage.look(control, states, dev_id)
     if found is None or found.state is None:
         raise forgotten(f"/dev/ublkb{dev_id}", dev_id)
+    with beside(found) as (target, lease):
+        refuse_unfit(control, target, found.state, found.info, lease)
+        _tell_what_was(target, states, found.info)
+
+
+@contextlib.contextmanager
+def beside(found: Found, **others: OptionValue) -> Iterator[tuple[Target, Lease]]:
+    """The target of a device, opened once more though it may be served, with ``share`` where there
+    is that option, and ``others`` in the place of those that it was added with; and its lease.
+    """
+    assert found.state is not None
     wanted, lease = described(found.state, found.info)
     shared = {"share": True} if "share" in wanted.options else {}
-    target = registry.opened(wanted.target, {**wanted.options, **shared})
+    target = registry.opened(wanted.target, {**wanted.options, **shared, **others})
     try:
-        _refuse_unfit(control, target, found.state, found.info, lease)
-        _tell_what_was(target, states, found.info)
+        yield target, lease
     finally:
         target.close()
 
@@ -164,15 +175,21 @@ def _features(state: DeviceState, info: DevInfo, lease: Lease) -> Features:
 # --- what must fit --------------------------------------------------------------------------
 
 
-def _refuse_unfit(
+def refuse_unfit(
     control: Control,
     target: Target,
     state: DeviceState,
     info: DevInfo,
     lease: Lease,
+    *,
+    any_size: bool = False,
 ) -> None:
+    """Raise UblkdError if the target is not what the disk is made of, or cannot stand for it; a
+    smaller one may do if it may have ``any_size``.
+    """
     why = replaced(state.describe, target.describe())
-    why = why or unfit(target.params, control.get_params(info.id), info, lease)
+    disk = control.get_params(info.id)
+    why = why or unfit(target.params, disk, info, lease, any_size=any_size)
     if why:
         raise UblkdError(
             f"/dev/ublkb{info.id} cannot be served by what is there now: {why}",
@@ -202,9 +219,9 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def unfit(now: Params, disk: Params, info: DevInfo, lease: Lease) -> str:
+def unfit(now: Params, disk: Params, info: DevInfo, lease: Lease, *, any_size: bool = False) -> str:
     """Why a target cannot stand for the disk that the driver knows; empty if it can."""
-    if now.size < disk.size:
+    if now.size < disk.size and not any_size:
         return f"it has {now.size} bytes, and the disk {disk.size}"
     if now.logical_block != disk.logical_block:
         return f"its blocks have {now.logical_block} bytes, and the disk's {disk.logical_block}"

@@ -125,7 +125,7 @@ void link_submit_kept(struct link *l)
  */
 static bool has_waited(const struct link *l, const struct slot *s)
 {
-	uint64_t window = l->disk->cfg.window_ns;
+	uint64_t window = nbd_window(l->disk);
 
 	return window && s->lost_at && l->lost_at - s->lost_at > window;
 }
@@ -236,6 +236,7 @@ void link_on_wake(void *target)
 		next_is(l, wish.fd);
 	connect_next(l);
 	link_try_again(l);
+	link_look_for_late(l); /* there may be a limit where was none */
 }
 
 /* --- a queue's beginning and end --------------------------------------- */

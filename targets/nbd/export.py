@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ublkd.errors import UblkdError, printable
+from ublkd.target import Params
 from ublkd.targets.nbd.wire import ExportFlag
 
 SECTOR = 512
@@ -133,6 +134,32 @@ def checked(export: Export) -> Export:
             hint="see the size of what the server serves",
         )
     return export
+
+
+def worse(
+    new: Export, old: Export, params: Params, connections: int, *, least: int | None = None
+) -> str:
+    """Why an export that came back cannot stand for what the kernel was told; empty if it can.
+
+    It must be as large as before, or with ``least`` have so many bytes and not less than before.
+    """
+    longest = max(params.max_discard, params.max_write_zeroes, params.max_io)
+    if new.disk_size != old.disk_size and (least is None or new.disk_size < old.disk_size):
+        return f"it has {new.disk_size} bytes and had {old.disk_size}"
+    if least is not None and new.disk_size < least:
+        return f"it has {new.disk_size} bytes, and the disk shall have {least}"
+    if new.read_only and not params.read_only:
+        return "it is read-only now"
+    if new.block > params.logical_block:
+        return f"it wants blocks of {new.block} bytes now and had {old.block}"
+    if new.maximum < longest:
+        return f"it takes {new.maximum} bytes at once now, and the disk asks for up to {longest}"
+    for name in () if params.read_only else ("flush", "fua", "trim", "write_zeroes"):
+        if getattr(old, name) and not getattr(new, name):
+            return f"it cannot {name.replace('_', ' ')} any more"
+    if connections > 1 and not new.multi_conn:
+        return "it cannot be reached over several connections any more"
+    return ""
 
 
 def _check(sizes: BlockSizes, export_size: int) -> None:

@@ -8,7 +8,6 @@ The connections of one disk live and die together: what a server forgets it forg
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -18,21 +17,21 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from socket import socket
 from typing import Any
 
 from ublkd._core import ffi, lib
-from ublkd.errors import UblkdError, printable, reason, told
+from ublkd.errors import UblkdError, printable, told
 from ublkd.target import Params
 from ublkd.targets.nbd.connect import Connection
-from ublkd.targets.nbd.export import Export, Refusal
+from ublkd.targets.nbd.export import Export, Refusal, worse
 from ublkd.targets.nbd.journal import Journal
+from ublkd.targets.nbd.losses import words
 from ublkd.targets.nbd.parting import Parting
 from ublkd.targets.nbd.relay import Relay
 from ublkd.targets.nbd.replay import Write, replay
+from ublkd.targets.nbd.settings import Settings, gathered
 from ublkd.targets.nbd.stream import Patience, Stopped, Stream
-from ublkd.targets.nbd.uri import Uri
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 """Seconds between two tries; they double from one to the other."""
@@ -42,70 +41,20 @@ STOP_SECONDS = 20.0
 """How long a disk may take to end before it is taken to live on."""
 END_SECONDS = 10.0
 POLL_SECONDS = 1.0
+APART_SECONDS = 5.0
+"""How long it may take until connections are given up that know of a smaller export."""
 MOMENT = 0.1
 """Seconds: the least that a try has, however little of the window is left."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the user said of connections. Times in seconds, ``math.inf`` for ever."""
-
-    uri: Uri
-    connections: int = 1
-    open_timeout: float = 30.0
-    timeout: float = math.inf  # of a request
-    window: float = 30.0
-    after_reconnect: str = "replay"
-
-
-def gathered(settings: Settings) -> int:
-    """Bytes of the largest write that goes out with a copy of its data: what costs less than an
-    operation more, or two where the journal needs the copy as well (docs/benchmarks.md).
-    """
-    return (16 << 10) if settings.after_reconnect == "replay" else (4 << 10)
-
-
 Dial = Callable[[float, int | None], Connection]
 
 
-def _why(status: Any) -> str:
-    """The loss of a connection in words."""
-    if status.loss == lib.NBD_LOST_SOCKET:
-        closed = -status.err in (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
-        return "the server has closed the connection" if closed else reason(-status.err)
-    return {
-        lib.NBD_LOST_TIMEOUT: "a request was not answered within --request-timeout",
-        lib.NBD_LOST_MAGIC: "what the server sent is no reply",
-        lib.NBD_LOST_COOKIE: "the server answered what it was not asked",
-        lib.NBD_LOST_SHUTDOWN: "the server says that it is shutting down",
-        lib.NBD_LOST_TOLD: "it was given up",
-    }.get(status.loss, "no reason is known")
-
-
-def _ns(seconds: float) -> int:
-    """Nanoseconds, where 0 is for ever; no time at all is the least that is not."""
-    return 0 if seconds == math.inf else max(1, int(seconds * 1e9))
-
-
-def worse(new: Export, old: Export, params: Params, connections: int) -> str:
-    """Why an export that came back cannot stand for what the kernel was told; empty if it can."""
-    longest = max(params.max_discard, params.max_write_zeroes, params.max_io)
-    if new.disk_size != old.disk_size:
-        return f"it has {new.disk_size} bytes and had {old.disk_size}"
-    if new.read_only and not params.read_only:
-        return "it is read-only now"
-    if new.block > params.logical_block:
-        return f"it wants blocks of {new.block} bytes now and had {old.block}"
-    if new.maximum < longest:
-        return f"it takes {new.maximum} bytes at once now, and the disk asks for up to {longest}"
-    for name in () if params.read_only else ("flush", "fua", "trim", "write_zeroes"):
-        if getattr(old, name) and not getattr(new, name):
-            return f"it cannot {name.replace('_', ' ')} any more"
-    if connections > 1 and not new.multi_conn:
-        return "it cannot be reached over several connections any more"
-    return ""
+def _smallest(connections: Sequence[Connection]) -> Export:
+    """It may grow while one after the other is made."""
+    return min((made.export for made in connections), key=lambda export: export.disk_size)
 
 
 class Keeper:
@@ -124,7 +73,9 @@ class Keeper:
         ``dial`` makes a connection within some seconds, unless the descriptor can be read.
         """
         self._settings = settings
-        self._export = connections[0].export
+        self.export = _smallest(connections)
+        self._least, self._apart = 0, threading.Event()
+        self._up, self._growing = True, threading.Lock()
         self._params = params
         self._dial = dial
         self._links = range(settings.connections)
@@ -148,8 +99,8 @@ class Keeper:
         settings = self._settings
         config = {
             "nr_links": settings.connections,
-            "timeout_ns": _ns(settings.timeout),
-            "window_ns": _ns(settings.window),
+            "timeout_ns": settings.timeout_ns,
+            "window_ns": settings.window_ns,
             "lost_fd": self._lost,
             "gather_bytes": gathered(settings),
             "journal_bytes": self.journal.bytes if self.journal else 0,
@@ -170,6 +121,29 @@ class Keeper:
             lib.nbd_fail_flush(self.links)
             log.warning("%s: writes of the daemon before that no flush has covered may be lost: "
                         "the next flush fails", self._shown)  # fmt: skip
+
+    def changed(self, settings: Settings) -> None:
+        """Other times, or another word about growth; the rest is as before."""
+        self._settings = settings
+        lib.nbd_limits(self.links, settings.timeout_ns, settings.window_ns)
+
+    def resizing(self, size: int) -> None:
+        """The disk is about to have ``size`` bytes. Returns when no connection is used any more
+        whose server holds it to fewer; what is asked of the disk then waits for others. Raises
+        UblkdError.
+        """
+        with self._growing:
+            self._apart.clear()
+            self._least = size
+            if not self._up or size <= self.export.disk_size:
+                return
+        os.eventfd_write(self._lost, 1)
+        if not self._apart.wait(APART_SECONDS):
+            self._least = 0
+            raise UblkdError(
+                f"the connections that know of {self.export.disk_size} bytes are not given up",
+                hint="see the system log for ublkd: is the server there?",
+            )
 
     def stopping(self) -> None:
         """The disk is about to end: nothing waits for a server any more that does not answer."""
@@ -213,7 +187,10 @@ class Keeper:
         """Raises Stopped."""
         while True:
             self._heard()
-            if why := self._what_was_lost():
+            if self._least > self.export.disk_size:
+                self._answered = -1  # nothing was wrong with it
+                self._reconnect("it is given up for one to a larger export")
+            elif why := self._what_was_lost():
                 self._reconnect(why)
             if self._stop in select.select([self._stop, self._lost], [], [])[0]:
                 raise Stopped("told to stop")
@@ -238,15 +215,17 @@ class Keeper:
 
     def _what_was_lost(self) -> str:
         """Why some connection is gone, or nothing."""
-        return next((_why(self._status(link)) for link in self._links if self._is_down(link)), "")
+        return next((words(self._status(link)) for link in self._links if self._is_down(link)), "")
 
     # --- connecting again ---------------------------------------------------------------------
 
     def _reconnect(self, why: str) -> None:
         """Until all are connected again. Raises Stopped."""
-        window = self._settings.window
         began, said, failed = time.monotonic(), "", False
         self._break_all()
+        self._up = False
+        self._apart.set()
+        window = self._settings.window
         waits = "for ever" if window == math.inf else f"{window:g} seconds"
         log.warning("%s: connection lost: %s; requests wait %s", self._shown, why, waits)
         if self._answered != self._ended():
@@ -254,6 +233,7 @@ class Keeper:
         else:  # the last one was good for nothing: it would be lost as fast
             self._nap(window)
         while True:
+            window = self._settings.window
             left = began + window - time.monotonic()
             if left <= 0 and not failed:
                 failed = True
@@ -263,7 +243,8 @@ class Keeper:
             try:
                 self._parting.hear_out(math.inf if failed else left)
                 left = math.inf if failed else began + window - time.monotonic()
-                self._attach(self._dialled(min(self._settings.open_timeout, max(left, MOMENT))))
+                made = self._dialled(min(self._settings.open_timeout, max(left, MOMENT)))
+                self._use(made)
             except Stopped:
                 raise
             except (UblkdError, OSError, RuntimeError) as error:
@@ -305,7 +286,8 @@ class Keeper:
         try:
             for _ in self._links:
                 made.append(self._dial(patience.left, self._stop))
-                if changed := worse(made[-1].export, self._export, self._params, len(self._links)):
+                new, least = made[-1].export, self._least_size()
+                if changed := worse(new, self.export, self._params, len(self._links), least=least):
                     raise Refusal(f"the export is not what it was: {changed}")
             self._make_good(made[0], patience)
         except BaseException:
@@ -314,9 +296,15 @@ class Keeper:
             raise
         return made
 
+    def _least_size(self) -> int | None:
+        """The bytes of an export that may be larger than before; None: it must be what it was."""
+        if self._least > self.export.disk_size:
+            return self._least
+        return self.export.disk_size if self._settings.follow else None
+
     def _make_good(self, connection: Connection, patience: Patience) -> None:
         """What the server may have lost. Raises UblkdError or OSError."""
-        if not self._export.flush or not lib.nbd_unflushed(self.links):
+        if not self.export.flush or not lib.nbd_unflushed(self.links):
             return
         if self.journal and not lib.nbd_journal_broken(self.links):
             writes = self.journal.writes(self.links)
@@ -331,6 +319,18 @@ class Keeper:
 
     def _safe(self, write: Write) -> None:
         lib.nbd_note_flush(self.links, write.order)
+
+    def _use(self, connections: Sequence[Connection]) -> None:
+        """Hand them to the queues, if they are large enough still."""
+        with self._growing:
+            export = _smallest(connections)
+            if export.disk_size < self._least:
+                for connection in connections:
+                    connection.socket.close()
+                raise Refusal(f"the export has {export.disk_size} bytes, and the disk shall have "
+                              f"{self._least}")  # fmt: skip
+            self._attach(connections)
+            self.export, self._up = export, True
 
     def _attach(self, connections: Sequence[Connection]) -> None:
         """Hand them to the queues."""

@@ -97,6 +97,16 @@ void nbd_fail(struct nbd *n, uint32_t link)
 	wish(n, link, &(struct inbox){ .fd = -1, .fails = true });
 }
 
+void nbd_limits(struct nbd *n, uint64_t timeout_ns, uint64_t window_ns)
+{
+	__atomic_store_n(&n->cfg.timeout_ns, timeout_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&n->cfg.window_ns, window_ns, __ATOMIC_RELAXED);
+	pthread_mutex_lock(&n->lock);
+	for (uint32_t i = 0; i < n->cfg.nr_links; i++)
+		link_wake(&n->links[i]);
+	pthread_mutex_unlock(&n->lock);
+}
+
 void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)
 {
 	struct link *l = &n->links[link];

@@ -80,6 +80,9 @@ void nbd_break(struct nbd *n, uint32_t link);
  */
 void nbd_fail(struct nbd *n, uint32_t link);
 
+/* Other limits than those of its nbd_config, from now on. */
+void nbd_limits(struct nbd *n, uint64_t timeout_ns, uint64_t window_ns);
+
 void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out);
 
 /*

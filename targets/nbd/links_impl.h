@@ -76,7 +76,8 @@ struct link {
 };
 
 struct nbd {
-	struct nbd_config cfg;
+	struct nbd_config
+		cfg; /* its times change: nbd_timeout(), nbd_window() */
 	pthread_mutex_t lock;
 	uint64_t acked; /* writes, ever; atomic, as are: */
 	uint64_t flushed; /* those that a flush has covered */
@@ -87,6 +88,16 @@ struct nbd {
 	uint16_t socket; /* the fixed file of a queue's connection */
 	struct link links[NBD_MAX_LINKS];
 };
+
+static inline uint64_t nbd_timeout(const struct nbd *n)
+{
+	return __atomic_load_n(&n->cfg.timeout_ns, __ATOMIC_RELAXED);
+}
+
+static inline uint64_t nbd_window(const struct nbd *n)
+{
+	return __atomic_load_n(&n->cfg.window_ns, __ATOMIC_RELAXED);
+}
 
 static inline struct slot *link_slot(const struct link *l,
 				     const struct group *g)
@@ -126,8 +137,9 @@ void link_receive(struct link *l);
 /* The slot's header, for what `e` says; its answer is awaited from now on. */
 void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e);
 
-/* Looks for late answers from now on. */
+/* Looks for late answers from now on, and if any is awaited. */
 void link_tick_later(struct link *l);
+void link_look_for_late(struct link *l);
 
 /* --- outgoing.c -------------------------------------------------------- */
 

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Self
 
 from ublkd._core import lib
 from ublkd.errors import UblkdError, UsageError, printable
-from ublkd.target import API_VERSION, Native, Option, OptionValue, Params
+from ublkd.target import API_VERSION, FOLLOW_SIZE, Native, Option, OptionValue, Params
 from ublkd.targets.nbd import tls
 from ublkd.targets.nbd.connect import Connection, connect, with_certificates
 from ublkd.targets.nbd.dial import addresses_of
-from ublkd.targets.nbd.export import PAGE, Export
-from ublkd.targets.nbd.keeper import Dial, Keeper, Settings, gathered, worse
+from ublkd.targets.nbd.export import PAGE, Export, worse
+from ublkd.targets.nbd.keeper import Dial, Keeper
+from ublkd.targets.nbd.settings import Settings, gathered
 from ublkd.targets.nbd.stream import Patience
 from ublkd.targets.nbd.uri import FORMS, Uri, parse
 from ublkd.targets.nbd.verbs import OPEN_TIMEOUT, TLS_CERTIFICATES
@@ -54,6 +55,7 @@ class NbdTarget:
             help="how long requests wait for a lost server before they fail, 0 or inf "
             f"(default {WINDOW:g})",
             kind="wait",
+            live=True,
             default=WINDOW,
         ),
         Option(
@@ -61,6 +63,7 @@ class NbdTarget:
             help="a connection on which a request is not answered in this time is given up, inf "
             f"for never (default {REQUEST_TIMEOUT:g})",
             kind="wait",
+            live=True,
             default=REQUEST_TIMEOUT,
         ),
         OPEN_TIMEOUT,
@@ -74,6 +77,7 @@ class NbdTarget:
         ),
         TLS_CERTIFICATES,
         Option(name="read-only", help="never write", kind="flag", default=False),
+        FOLLOW_SIZE,
     )
 
     def __init__(
@@ -109,10 +113,7 @@ class NbdTarget:
         """The options above, by key. Raises UblkdError with the cause."""
         folder = options["tls_certificates"]
         uri = with_certificates(parse(str(options["uri"])), None if folder is None else str(folder))
-        if (timeout := _seconds(options["request_timeout"])) == 0:
-            raise UsageError(
-                "--request-timeout 0 leaves no time for an answer", hint="seconds, or inf"
-            )
+        timeout = _request_timeout(options)
         asked, seconds = options["connections"], options["open_timeout"]
         assert isinstance(asked, int)
         assert isinstance(seconds, float)
@@ -130,6 +131,7 @@ class NbdTarget:
                 timeout=timeout,
                 window=_seconds(options["reconnect_window"]),
                 after_reconnect=str(options["after_reconnect"]),
+                follow=bool(options[FOLLOW_SIZE.key]),
             )
             read_only = bool(options["read_only"])
             return cls(settings, made, dial=dial, read_only=read_only, warnings=warnings)
@@ -174,6 +176,28 @@ class NbdTarget:
             acked, flushed = 1, 0  # nobody knows
         self._keeper.recovered(acked, flushed)
 
+    def size_now(self) -> int:
+        """Of the export as its server told it when it was connected to last."""
+        size = self._keeper.export.disk_size
+        return size - size % self.params.logical_block
+
+    def resizing(self, size: int) -> None:
+        """What the server tells a client of the size may hold for that client for ever."""
+        self._keeper.resizing(size)
+
+    def changed(self, options: Mapping[str, OptionValue]) -> None:
+        """The times, and whether the disk follows its export. Raises UsageError."""
+        seconds = options["open_timeout"]
+        assert isinstance(seconds, float)
+        self._settings = replace(
+            self._settings,
+            open_timeout=seconds,
+            timeout=_request_timeout(options),
+            window=_seconds(options["reconnect_window"]),
+            follow=bool(options[FOLLOW_SIZE.key]),
+        )
+        self._keeper.changed(self._settings)
+
     def stopping(self) -> None:
         """Nothing waits for a lost server any more."""
         self._keeper.stopping()
@@ -181,6 +205,13 @@ class NbdTarget:
     def close(self) -> None:
         """Let go of the connections."""
         self._keeper.close()
+
+
+def _request_timeout(options: Mapping[str, OptionValue]) -> float:
+    """In seconds. Raises UsageError."""
+    if (timeout := _seconds(options["request_timeout"])) == 0:
+        raise UsageError("--request-timeout 0 leaves no time for an answer", hint="seconds, or inf")
+    return timeout
 
 
 def _seconds(value: OptionValue) -> float:

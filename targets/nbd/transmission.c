@@ -22,7 +22,7 @@
 
 void link_tick_later(struct link *l)
 {
-	uint64_t ns = l->disk->cfg.timeout_ns / 8;
+	uint64_t ns = nbd_timeout(l->disk) / 8;
 
 	if (l->ticking || !ns)
 		return;
@@ -289,10 +289,12 @@ static void on_reply(struct link *l, int res)
  */
 static bool is_late(const struct link *l, const struct slot *s, uint64_t now)
 {
-	uint64_t limit = l->disk->cfg.timeout_ns;
+	uint64_t limit = nbd_timeout(l->disk);
 	uint16_t command = be16toh(s->request.command);
 	bool quick = command == NBD_READ || command == NBD_WRITE;
 
+	if (!limit) /* since this tick was begun */
+		return false;
 	if (s->state != SLOT_SENT && s->state != SLOT_RECEIVING &&
 	    s->state != SLOT_ANSWERED)
 		return false;
@@ -310,7 +312,12 @@ static void on_tick(struct link *l)
 	for (uint16_t tag = 0; tag <= depth; tag++)
 		if (is_late(l, &l->slots[tag], now))
 			link_lose(l, NBD_LOST_TIMEOUT, -ETIMEDOUT);
-	if (l->nr_active || l->slots[depth].state == SLOT_SENT)
+	link_look_for_late(l);
+}
+
+void link_look_for_late(struct link *l)
+{
+	if (l->nr_active || l->slots[own_depth(l->own)].state == SLOT_SENT)
 		link_tick_later(l);
 }
 

@@ -23,6 +23,7 @@ OPEN_TIMEOUT = Option(
     kind="seconds",
     help=f"the most that connecting and the handshake may take (default {connect.OPEN_SECONDS:g})",
     default=connect.OPEN_SECONDS,
+    live=True,
 )
 
 

@@ -15,7 +15,8 @@ from ublkd.target import Params
 from ublkd.targets.nbd import journal, keeper, parting, tls
 from ublkd.targets.nbd.connect import Connection, connect
 from ublkd.targets.nbd.dial import addresses_of
-from ublkd.targets.nbd.keeper import Keeper, Settings
+from ublkd.targets.nbd.keeper import Keeper
+from ublkd.targets.nbd.settings import Settings
 from ublkd.targets.nbd.stream import Patience
 from ublkd.targets.nbd.uri import parse
 

@@ -162,6 +162,28 @@ def test_without_a_deadline_there_is_no_clock(new_disk: DiskMaker) -> None:
     assert disk.driver.in_flight == 1
 
 
+def test_a_deadline_that_comes_later_is_for_what_waits_already(new_disk: DiskMaker) -> None:
+    disk = new_disk(timeout_ns=0)
+    server = disk.attach(Store(noise(1 << 16)))
+    disk.begin(2, READ, 4096, 4096)
+    disk.until_asked(server)
+    disk.lib.nbd_limits(disk.links, SOON, 0)
+    check_late(disk, server, 2)
+
+
+def test_a_deadline_that_is_taken_away_ends_no_connection(new_disk: DiskMaker) -> None:
+    disk = new_disk(timeout_ns=SOON)
+    server = disk.attach(Store(noise(1 << 16)))
+    disk.begin(2, READ, 4096, 4096)
+    disk.until_asked(server)
+    disk.lib.nbd_limits(disk.links, 0, 0)
+    disk.until(lambda: disk.driver.in_flight == 1)  # the clock has stopped
+    assert disk.status.losses == 0
+    server.answer_all()
+    disk.until_committed(2)
+    assert disk.result(2) == 4096
+
+
 def test_the_end_does_not_wait_for_the_clock(new_disk: DiskMaker) -> None:
     disk = new_disk(timeout_ns=NEVER)
     server = disk.attach(Store(noise(4096)))

@@ -218,6 +218,7 @@ def test_flags_and_paths_of_a_target_reach_the_config(tmp_path: Path) -> None:
         "offset": 0,
         "sizelimit": None,
         "share": True,
+        "follow_size": False,
         "block_size": None,
     }
 

@@ -181,14 +181,19 @@ def test_a_new_size_is_told_in_sectors_where_the_driver_can_change_it(answered: 
     def driver(cmd: Cmd, dev_id: int, data: int, buf: Any, length: int, path_length: int) -> int:
         if cmd is Cmd.GET_FEATURES:
             ffi.cast("uint64_t *", buf)[0] = int(offered)
+        elif cmd is Cmd.GET_DEV_INFO:
+            buf.state = state
         else:
             assert cmd is Cmd.UPDATE_SIZE
             said.append((dev_id, data))
         return 0
 
-    offered = Feature.UPDATE_SIZE
+    offered, state = Feature.UPDATE_SIZE, DevState.LIVE
     answered(driver).update_size(3, 1 << 20)
     assert said == [(3, 2048)]
+    state = DevState.DEAD
+    with pytest.raises(CommandError, match="UPDATE_SIZE: no such device"):
+        answered(driver).update_size(3, 1 << 20)
     offered = Feature.QUIESCE
     with pytest.raises(NotPossibleError, match="UPDATE_SIZE") as caught:
         answered(driver).update_size(3, 1 << 20)

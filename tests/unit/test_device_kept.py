@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.unit.helpers import open_fds
 from ublkd import device, stats
 from ublkd._core import lib
 from ublkd.errors import UblkdError
+from ublkd.state import StateDir
 
 AGAIN = ["make 0", "make 1", "run 0", "run 1", "ready 0", "ready 1", "write state", "end recovery"]
 
@@ -29,6 +31,20 @@ def test_a_device_that_is_taken_over_is_served_and_ends_like_any_other(bench: Be
     assert list(bench.log) == [*AGAIN, "write back", *DOWN]
     assert bench.left() == []
     assert open_fds() == before
+
+
+def test_what_is_changed_while_it_is_taken_over_stays_and_is_not_answered(bench: Bench) -> None:
+    taken = bench.taken()
+    before = bench.states.read(3)
+    assert before
+    changed = replace(before, name="other", options={"size": 1}, size=4096, revision=2)
+    StateDir(bench.states.path).write(changed)
+    with taken as disk:
+        state = bench.states.read(disk.id)
+        assert state
+        assert state == replace(changed, pid=os.getpid(), describe={"backing": "/somewhere"},
+                                refused=state.refused)  # fmt: skip
+        assert (state.revision, state.answered) == (2, 0)
 
 
 def test_counters_go_on_where_the_daemon_before_left_them(bench: Bench) -> None:

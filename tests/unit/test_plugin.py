@@ -158,6 +158,7 @@ def odd_option(**fields: Any) -> Option:
         ((odd_option(kind="flag", default="no"),), "has a default that is not bool"),
         ((odd_option(kind="path", multiple=True, default="/a"),), "a default that is not tuple"),
         ((odd_option(default=7),), "has a default that is not str"),
+        ((odd_option(kind="number", is_size=True),), "cannot be the size of the disk"),
     ],
 )
 def test_options_that_cannot_be_are_told_of(options: Any, says: str) -> None:

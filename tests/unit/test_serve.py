@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import pytest
 
-from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log
+from tests.unit.fakes import FakeControl, FakeQueue, FakeTarget, Log, dev_info
 from tests.unit.helpers import open_fds
-from ublkd import below, daemon, device, memory, recorder, registry
+from ublkd import below, changes, daemon, device, follow, memory, recorder, registry
 from ublkd.config import DeviceConfig, build
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import REQUIRED
@@ -47,8 +47,11 @@ class Disk:
     id = 3
     queues = 1
     failure = ""
+    info = dev_info(3)
 
-    def __init__(self, *_: object, **__: object) -> None:
+    def __init__(self, control: object, config: DeviceConfig, target: object, *_: object,
+                 **__: object) -> None:  # fmt: skip
+        self.control, self.config, self.target = control, config, target
         self.made.append(self)
 
     def __enter__(self) -> Self:
@@ -76,6 +79,9 @@ class Disk:
 
     def leave(self) -> None:
         self.log.step("leave")
+
+    def stopping(self) -> None:
+        self.log.step("stopping")
 
 
 class Bench:
@@ -162,6 +168,45 @@ def test_a_signal_that_asks_for_something_does_not_end_it(
     monkeypatch.setattr(Disk, "stopping", asked("SIGUSR2"), raising=False)
     bench.serve(lambda: os.kill(os.getpid(), number))
     assert bench.log == ["up", number.name, "down"]
+
+
+def test_what_was_changed_is_looked_at_once_it_is_served_and_whenever_somebody_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: object) -> None:
+        bench.log.append("look")
+        number = changes.CHANGED if bench.log.count("look") < 3 else signal.SIGTERM
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(changes.Changes, "look", look)
+    bench.serve()
+    assert bench.log == ["up", "look", "look", "look", "down"]
+
+
+def test_a_device_that_follows_its_backing_asks_for_its_size_and_only_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: object) -> None:
+        bench.log.append("size")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(follow.Follower, "look", look)
+    monkeypatch.setattr(Driver, "offered", REQUIRED | Feature.UPDATE_SIZE)
+    config = DeviceConfig(target="fake", options={"follow_size": True})
+    daemon.serve(config, 1, lambda _: None, bench.lines.append)
+    assert bench.log == ["up", "size", "down"]
+    bench.log.clear()
+    bench.serve(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert bench.log == ["up", "down"]
+
+
+def test_a_device_that_cannot_follow_its_backing_is_refused_before_there_is_any(
+    bench: Bench,
+) -> None:
+    config = DeviceConfig(target="fake", options={"follow_size": True})
+    with pytest.raises(NotPossibleError, match="UPDATE_SIZE"):
+        daemon.serve(config, 1, lambda _: None, bench.lines.append)
+    assert bench.log == []
 
 
 def test_a_device_that_somebody_stopped_is_left_to_them(bench: Bench) -> None:

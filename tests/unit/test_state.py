@@ -283,6 +283,33 @@ def test_the_lock_is_given_back_after_an_exception(
     assert open_fds() == before
 
 
+def test_who_changes_a_device_keeps_out_the_others_and_not_those_who_add(
+    folder: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "CHANGE_SECONDS", 0.05)
+    before = open_fds()
+    with pytest.raises(UblkdError, match="cannot open") as caught, folder.changing(7):
+        pass
+    assert caught.value.hint
+    folder.counters(7).touch()
+    folder.counters(8).touch()
+    refused = pytest.raises(UblkdError, match="changing device 7")
+    with folder.changing(7), folder.changing(8), folder.lock(), refused, folder.changing(7):
+        pass
+    with folder.changing(7):
+        pass
+    assert open_fds() == before
+
+
+def test_only_that_very_device_is_updated(folder: StateDir) -> None:
+    made = DeviceState(id=7, cookie=1, pid=1, name="a", target="t", options={}, lease="copy")
+    folder.write(made)
+    named = folder.update(7, 1, lambda found: dataclasses.replace(found, name="b"))
+    assert named == folder.read(7) == dataclasses.replace(made, name="b")
+    for dev_id, cookie in ((7, 2), (8, 1)):
+        assert folder.update(dev_id, cookie, lambda _: pytest.fail("it is another one")) is None
+
+
 def test_a_cookie_is_ours_and_not_the_last_one() -> None:
     cookies = {new_cookie() for _ in range(50)}
     assert len(cookies) > 45

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ublkd.cli import add, files, life, look, service, stats, verbs  # noqa: F401 - they join the group
+from ublkd.cli import add, change, files, life, look, service, stats, verbs  # noqa: F401 - they join the group
 from ublkd.cli.common import cli
 from ublkd.cli.output import complain, unheard
 from ublkd.errors import UblkdError, UsageError, internal, valid_text

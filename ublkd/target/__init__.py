@@ -11,6 +11,7 @@ from ublkd.target.group import Group, Held, IoDesc
 from ublkd.target.protocol import (
     API_VERSION,
     BLOCK_SIZE,
+    FOLLOW_SIZE,
     Native,
     NativeTarget,
     Option,
@@ -24,6 +25,7 @@ from ublkd.uapi import Op
 __all__ = [
     "API_VERSION",
     "BLOCK_SIZE",
+    "FOLLOW_SIZE",
     "BytesTarget",
     "Group",
     "Held",

@@ -43,6 +43,8 @@ class Option:
     exclusive: bool = False
     """Of a path: what is there belongs to one device, unless each has the flag ``share``, or of a
     file that each only reads."""
+    live: bool = False  # `ublkd set` may change it while the disk is there: see ``changed``
+    is_size: bool = False  # of kind size: it bounds the disk, and `ublkd resize` may change it
     kept: Callable[[str], str] | None = None
     """Of a text: makes it what is kept and shown, in the folder where it was given, or raises
     UsageError."""
@@ -62,6 +64,16 @@ BLOCK_SIZE = Option(
     power_of_two=True,
 )
 """The option that every target with a choice of logical block offers under this name."""
+
+
+FOLLOW_SIZE = Option(
+    name="follow-size",
+    help="let the disk grow whenever what stands behind it has grown (Linux 6.16)",
+    kind="flag",
+    default=False,
+    live=True,
+)
+"""The option of every target that can: the daemon asks its ``size_now`` once a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +140,11 @@ class Target(Protocol):
 
     Beside these it has ``native(self) -> Native``, or ``submit(self, io: IoDesc, group: Group)``,
     which adds members to the group, answers or holds it, and never waits.
+
+    And it may have these, each called in the daemon's main thread and never in a queue's:
+    ``stopping()``, ``recovered(counters)``, ``size_now() -> int``: the bytes that a disk over what
+    stands behind it could have at this moment; ``resizing(size)``: the disk is about to have so
+    many; ``changed(options)``: some that are ``live`` have other values. docs/targets.md has them.
     """
 
     api_version: ClassVar[int]

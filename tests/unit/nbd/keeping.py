@@ -15,8 +15,9 @@ from ublkd.target import Params
 from ublkd.targets.nbd import keeper as module
 from ublkd.targets.nbd import parting, stream
 from ublkd.targets.nbd.export import Export, Refusal
-from ublkd.targets.nbd.keeper import Keeper, Settings
+from ublkd.targets.nbd.keeper import Keeper
 from ublkd.targets.nbd.replay import Write
+from ublkd.targets.nbd.settings import Settings
 from ublkd.targets.nbd.stream import Patience, Stream
 from ublkd.targets.nbd.uri import parse
 

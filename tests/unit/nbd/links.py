@@ -131,6 +131,9 @@ class Links:
         for name in ("state", "loss", "err", "attached", "unanswered", "may_still_write", "ended"):
             setattr(out, name, getattr(link, name))
 
+    def nbd_limits(self, _links: object, timeout_ns: int, window_ns: int) -> None:
+        self.timeout_ns, self.window_ns = timeout_ns, window_ns
+
     def nbd_unflushed(self, _links: object) -> bool:
         return self.unflushed
 

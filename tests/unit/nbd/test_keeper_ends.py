@@ -10,7 +10,8 @@ import pytest
 
 from tests.unit.nbd.keeping import PARAMS, URI, World
 from tests.unit.nbd.links import EXPORT, Clock, Servers, refused
-from ublkd.targets.nbd.keeper import LONGEST_PAUSE, STOP_SECONDS, Keeper, Settings
+from ublkd.targets.nbd.keeper import LONGEST_PAUSE, STOP_SECONDS, Keeper
+from ublkd.targets.nbd.settings import Settings
 
 # --- the end ----------------------------------------------------------------
 

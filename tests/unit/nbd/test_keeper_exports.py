@@ -10,8 +10,7 @@ import pytest
 from tests.unit.nbd.keeping import PARAMS, FakeJournal, World
 from tests.unit.nbd.links import EXPORT, FLAGS, refused
 from ublkd.target import Params
-from ublkd.targets.nbd.export import BlockSizes, Export, Refusal
-from ublkd.targets.nbd.keeper import worse
+from ublkd.targets.nbd.export import BlockSizes, Export, Refusal, worse
 from ublkd.targets.nbd.target import NbdTarget
 from ublkd.targets.nbd.wire import ExportFlag
 

@@ -1,0 +1,111 @@
+"""A disk that grows with what stands behind it, and never shrinks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ublkd.errors import NotPossibleError, UblkdError
+from ublkd.follow import Follower, refuse_impossible
+from ublkd.target import Params
+from ublkd.uapi import Feature
+
+DISK = 1 << 20
+
+
+class Driver:
+    """A disk of so many bytes."""
+
+    def __init__(self) -> None:
+        self.size = DISK
+        self.asked = 0
+        self.error: UblkdError | None = None
+
+    def get_params(self, dev_id: int) -> Params:
+        self.asked += 1
+        return Params(size=self.size)
+
+    def update_size(self, dev_id: int, size: int) -> None:
+        if self.error:
+            raise self.error
+        assert dev_id == 3
+        self.size = size
+
+
+class Target:
+    def __init__(self, *sizes: int | BaseException | None) -> None:
+        self.sizes = list(sizes)
+
+    def size_now(self) -> int | None:
+        size = self.sizes.pop(0)
+        if isinstance(size, BaseException):
+            raise size
+        return size
+
+
+def following(*sizes: int | BaseException | None, driver: Driver | None = None) -> list[str]:
+    """What the log has after as many looks."""
+    lines: list[str] = []
+    made: Any = driver or Driver()
+    follower = Follower(made, 3, Target(*sizes), lines.append)  # type: ignore[arg-type]
+    for _ in sizes:
+        follower.look()
+    return lines
+
+
+def test_it_grows_whenever_more_stands_behind_it() -> None:
+    driver = Driver()
+    lines = following(DISK, 2 * DISK, 2 * DISK, 4 * DISK, driver=driver)
+    assert driver.size == 4 * DISK
+    assert [line.split(", ")[1] for line in lines] == [
+        f"from {DISK} to {2 * DISK} bytes", f"from {2 * DISK} to {4 * DISK} bytes"
+    ]  # fmt: skip
+
+
+def test_what_is_as_it_was_costs_the_driver_nothing() -> None:
+    driver = Driver()
+    assert following(*[DISK] * 5, driver=driver) == []
+    assert driver.asked == 1
+
+
+def test_it_is_never_cut_and_that_is_said_once() -> None:
+    driver = Driver()
+    lines = following(DISK, 512, 512, DISK, driver=driver)
+    assert driver.size == DISK
+    assert len(lines) == 1
+    assert "it is not cut" in lines[0]
+
+
+def test_what_grew_before_it_was_looked_at_is_made_up_for() -> None:
+    driver = Driver()
+    following(2 * DISK, driver=driver)
+    assert driver.size == 2 * DISK
+
+
+def test_a_failure_is_said_once_and_tried_again() -> None:
+    driver = Driver()
+    driver.error = UblkdError("not now")
+    lines = following(2 * DISK, 2 * DISK, driver=driver)
+    assert len(lines) == 1
+    assert lines[0].endswith("not now")
+    gone: list[int | BaseException | None] = [OSError(5, "")] * 3
+    lines = following(*gone, 2 * DISK, driver=(healed := Driver()))
+    assert healed.size == 2 * DISK
+    assert "input/output error" in lines[0]
+    assert len(lines) == 2
+
+
+def test_a_target_that_does_not_know_is_left_alone() -> None:
+    assert following(None, None) == []
+    driver: Any = Driver()
+    Follower(driver, 3, object(), print).look()  # type: ignore[arg-type]
+    assert driver.asked == 0
+
+
+def test_it_is_only_wanted_where_the_driver_can() -> None:
+    refuse_impossible({"follow_size": False}, Feature(0))
+    refuse_impossible({}, Feature(0))
+    refuse_impossible({"follow_size": True}, Feature.UPDATE_SIZE)
+    with pytest.raises(NotPossibleError, match="UPDATE_SIZE"):
+        refuse_impossible({"follow_size": True}, Feature.QUIESCE)

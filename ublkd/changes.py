@@ -1,0 +1,206 @@
+"""What changes of a device that is there: written down, told to its daemon, and answered.
+
+Whoever changes something raises the revision in the device's file and sends CHANGED. The daemon
+reads the file, goes by it, and writes down which revision it has looked at and what was wrong with
+it. What it does not go by is taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ublkd import config, recovery
+from ublkd.device import Device
+from ublkd.errors import UblkdError, printable, told
+from ublkd.manage import Found
+from ublkd.state import DeviceState, StateDir
+from ublkd.target import OptionValue
+
+CHANGED = signal.SIGRTMIN + 1
+"""Tells a daemon that its device's file has changed."""
+ANSWER_SECONDS = 30
+LOOK_SECONDS = 0.02
+
+Edit = Callable[[DeviceState], DeviceState]
+Log = Callable[[str], None]
+
+# --- whoever changes something --------------------------------------------------------------
+
+
+def change(states: StateDir, found: Found, edit: Edit) -> None:
+    """Change what is remembered of a device, and have its daemon go by it, if it has one.
+
+    For whoever holds ``states.changing``. Raises UblkdError, and all is as it was then: a daemon
+    that is late goes by that.
+    """
+    before = states.read(found.info.id)
+    asked = ask(states, found, edit)
+    if before is None or asked.revision == before.revision or not found.served:
+        return  # a daemon that comes later reads it
+    try:
+        _await_answer(states, found, asked)
+    except BaseException:
+        take_back(states, found, before)
+        raise
+
+
+def ask(states: StateDir, found: Found, edit: Edit) -> DeviceState:
+    """Write it down under a revision of its own, if it is something new."""
+
+    def revised(state: DeviceState) -> DeviceState:
+        edited = edit(state)
+        if edited == state:
+            return state
+        return replace(edited, revision=state.revision + 1, problem="")
+
+    asked = states.update(found.info.id, found.info.cookie, revised)
+    if asked is None:
+        raise recovery.forgotten(found.called, found.info.id)
+    return asked
+
+
+def take_back(states: StateDir, found: Found, before: DeviceState) -> None:
+    """What was remembered before, under one more revision."""
+
+    def revised(state: DeviceState) -> DeviceState:
+        return replace(state, name=before.name, options=before.options, size=before.size,
+                       revision=state.revision + 1, problem="")  # fmt: skip
+
+    states.update(found.info.id, found.info.cookie, revised)
+    with contextlib.suppress(UblkdError), _watched(found) as daemon:
+        _tell(found, daemon)
+
+
+def _await_answer(states: StateDir, found: Found, asked: DeviceState) -> None:
+    until = time.monotonic() + ANSWER_SECONDS
+    with _watched(found) as daemon:
+        _tell(found, daemon)
+        while not _answered(states, found, asked):
+            if select.select([daemon], [], [], LOOK_SECONDS)[0]:
+                raise _ended(found)
+            if time.monotonic() > until:
+                raise UblkdError(
+                    f"the daemon of {found.called} (process {found.pid}) did not answer within "
+                    f"{ANSWER_SECONDS} seconds: nothing has changed",
+                    hint="is it stopped, or does it wait for what stands behind the disk? See the "
+                    "system log for ublkd",
+                )
+
+
+def _answered(states: StateDir, found: Found, asked: DeviceState) -> bool:
+    state = states.read(found.info.id)
+    if state is None or state.cookie != found.info.cookie:
+        raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+    if state.answered < asked.revision:
+        return False
+    if state.problem:
+        raise UblkdError(
+            f"{found.called} goes on as before: {state.problem}",
+            hint="see the system log for ublkd, and 'ublkd show' for what it goes by",
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _watched(found: Found) -> Iterator[int]:
+    """A descriptor of the daemon, which cannot come to mean another process."""
+    try:
+        daemon = os.pidfd_open(found.pid)
+    except OSError as error:
+        raise _ended(found) from error
+    try:
+        yield daemon
+    finally:
+        os.close(daemon)
+
+
+def _ended(found: Found) -> UblkdError:
+    return UblkdError(
+        f"the daemon of {found.called} has ended meanwhile: nothing has changed",
+        hint=f"see 'ublkd list'; 'ublkd recover {found.info.id}' if it is quiesced",
+    )
+
+
+def _tell(found: Found, daemon: int) -> None:
+    """Of whoever does not listen to the signal it would be the end: an older daemon."""
+    try:
+        status = Path(f"/proc/{found.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split(maxsplit=1)[0], 16)
+        if not found.served:
+            raise _ended(found)
+        if not caught >> (CHANGED - 1) & 1:
+            raise UblkdError(
+                f"the daemon of {found.called} (process {found.pid}) is of an older ublkd, which "
+                "cannot change it",
+                hint=f"'ublkd upgrade {found.info.id}' puts one of this ublkd in its place",
+            )
+        signal.pidfd_send_signal(daemon, CHANGED)
+    except (OSError, IndexError) as error:
+        raise _ended(found) from error
+
+
+# --- the daemon -----------------------------------------------------------------------------
+
+
+class Changes:
+    """What a daemon goes by; for its main thread."""
+
+    def __init__(self, states: StateDir, disk: Device, log: Log) -> None:
+        self._states, self._disk, self._log = states, disk, log
+        self._size: int | None = None
+        self.options: Mapping[str, OptionValue] = disk.config.options
+
+    def look(self) -> None:
+        """Go by what is written down, and answer it; without anything new do nothing."""
+        assert self._disk.info is not None
+        dev_id, cookie = self._disk.id, self._disk.info.cookie
+        state = self._states.read(dev_id)
+        if state is None or state.cookie != cookie or state.answered >= state.revision:
+            return
+        problem = self._go_by(state)
+
+        def answer(now: DeviceState) -> DeviceState:
+            if now.revision != state.revision:
+                return now  # whoever has changed it again has told so
+            return replace(now, answered=state.revision, problem=problem)
+
+        try:
+            self._states.update(dev_id, cookie, answer)
+        except UblkdError as error:  # it is taken back when its time is over
+            self._log(f"/dev/ublkb{dev_id}: no answer can be written: {error.message}")
+
+    def _go_by(self, state: DeviceState) -> str:
+        """What is wrong with it; all is as before then."""
+        target = self._disk.target
+        try:
+            wanted = config.remembered(state.target, state.options).options
+            if wanted != self.options:
+                if hook := getattr(target, "changed", None):
+                    hook(wanted)
+                self._log(f"/dev/ublkb{state.id}: {_difference(self.options, wanted)}")
+                self.options = wanted
+            if state.size is not None and state.size != self._size:
+                if hook := getattr(target, "resizing", None):
+                    hook(state.size)
+                self._size = state.size
+        except Exception as error:  # the daemon goes on, whatever it was
+            problem = error.message if isinstance(error, UblkdError) else told(error)
+            self._log(f"/dev/ublkb{state.id} is not changed: {problem}")
+            return problem
+        return ""
+
+
+def _difference(old: Mapping[str, OptionValue], new: Mapping[str, OptionValue]) -> str:
+    words = [
+        f"{key.replace('_', '-')} {printable(str(old.get(key)))} -> {printable(str(value))}"
+        for key, value in new.items()
+        if value != old.get(key)
+    ]
+    return ", ".join(words)
