@@ -162,6 +162,7 @@ def look(control: Control, states: StateDir, dev_id: int) -> None:
     found = manage.look(control, states, dev_id)
     if found is None or found.state is None:
         raise forgotten(f"/dev/ublkb{dev_id}", dev_id)
+    states.try_write(found.state)
     with _remembered():
         wanted, lease = described(found.state, found.info)
         shared = {"share": True} if "share" in wanted.options else {}
