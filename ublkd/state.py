@@ -157,15 +157,21 @@ class StateDir:
         if name != coming:  # not before the other is there: udev looks for this one first
             (self.path / coming).unlink(missing_ok=True)
 
-    def _replace(self, path: Path, text: str) -> None:
+    def try_write(self, state: DeviceState) -> None:
+        """Raise the UblkdError of a ``write`` that could not be done, and change nothing."""
+        self._replace(self.file(state.id), json.dumps(asdict(state)), only_try=True)
+
+    def _replace(self, path: Path, text: str, *, only_try: bool = False) -> None:
         temporary = self.path / f".{path.name}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
+            temporary.unlink(missing_ok=True)  # of a process that had our number and was killed
             with open(os.open(temporary, flags, 0o600), "w", encoding="ascii") as f:
                 f.write(text)
                 f.flush()
                 os.fsync(f.fileno())
-            temporary.replace(path)
+            if not only_try:
+                temporary.replace(path)
         except OSError as error:
             raise UblkdError(
                 f"cannot write {path}: {reason(error)}", hint="is /run full?"
@@ -223,6 +229,14 @@ class StateDir:
             state = self.read(dev_id)
             if state is None or state.cookie == cookie:
                 self.remove(dev_id)
+
+    def sweep(self, is_there: Callable[[int], bool]) -> None:
+        """Remove what writers have left that were killed; ``is_there``: whether a process lives."""
+        with contextlib.suppress(OSError):
+            for path in self.path.glob(".*.*"):
+                pid = path.name.rpartition(".")[2]
+                if pid.isascii() and pid.isdecimal() and not is_there(int(pid)):
+                    path.unlink(missing_ok=True)
 
     def remove(self, dev_id: int) -> None:
         """Forget a device."""
