@@ -111,6 +111,7 @@ def test_a_name_is_a_link_to_the_disk_and_its_partitions_for_as_long_as_there_is
     nothing_left()
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("udev")
 def test_links_follow_a_new_name(scratch: Path) -> None:
     with device("null", "--size", "4M", "--name", "old") as node:
@@ -124,6 +125,7 @@ def test_links_follow_a_new_name(scratch: Path) -> None:
         assert ublkd_json("show", "/dev/ublk/new")["name"] == "new"
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("udev")
 def test_what_was_left_of_a_disk_names_no_other_one(scratch: Path) -> None:
     """Our file stays behind when another program deletes the device; the number is given anew."""
