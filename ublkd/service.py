@@ -247,3 +247,18 @@ def release(name: str) -> str:
             return ""
         ending.delete(control, states, found, force=True)
         return found.called
+
+
+def await_unused(name: str, seconds: float) -> None:
+    """If the system goes down, wait so long for the disk to be neither mounted nor claimed.
+
+    The mounts of fstab that require a service end before it does. Of others systemd does not know
+    that they stand on it, and unmounts them while the service is told to end.
+    """
+    if not is_going_down():
+        return
+    with Control() as control:
+        found = named(control, StateDir(), name)
+    until = time.monotonic() + seconds
+    while found and manage.claimed(found.node) and time.monotonic() < until:
+        time.sleep(0.1)
