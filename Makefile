@@ -23,7 +23,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-nbd package install uninstall man deb bench-quick bench-stripe bench-nbd clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-nbd soak-systemd systemd package install uninstall man deb bench-quick bench-stripe bench-nbd clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -136,6 +136,22 @@ man: $(BUILT)/done.stamp ## the manual pages in .cache/built/man
 
 deb: ## a Debian package for this release, in dist/
 	@sh packaging/deb.sh dist
+
+DEB := .cache/deb
+$(DEB)/done.stamp: $(SOURCES) $(wildcard packaging/* packaging/debian/* systemd/* docs/*.md)
+	@rm -rf $(DEB)/out
+	@sh packaging/deb.sh $(DEB)/out
+	@touch $@
+
+systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2] [K=]: the package, installed where systemd is process 1
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \
+		--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb' -- \
+		'pytest -p no:cacheprovider -q -s --durations=5 tests/systemd -k "$(K)"'
+
+soak-systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2]: 100 daemons killed in each way to serve; long
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 14400 \
+		--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb' -- \
+		'THOROUGH=1 pytest -p no:cacheprovider -q -s tests/systemd/test_kills.py'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh
