@@ -4,7 +4,7 @@
 -- into 80 columns, become lists.
 
 local about = PANDOC_WRITER_OPTIONS.variables
-local part = (tostring(about.part):gsub("^#", "")) -- of the document: one of its sections, or "" for all
+local part = (tostring(about.part):gsub("^#", ""):gsub("_", " ")) -- of the document: one of its sections, or "" for all
 local rise = part == "" and 1 or 2 -- levels that a heading moves up
 
 local pages = {}

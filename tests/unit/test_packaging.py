@@ -85,5 +85,5 @@ def test_every_manual_page_has_its_document() -> None:
         document, _, part = source.partition("#")
         text = (ROOT / "docs" / document).read_text()
         assert text.startswith("# ")
-        assert not part or f"\n## {part}\n" in text, page
+        assert not part or f"\n## {part.replace('_', ' ')}\n" in text, page
         assert about
