@@ -7,6 +7,6 @@ dpkg -i "$1"
 
 truncate -s 64M /srv/disk.img
 mkfs.ext4 -q /srv/disk.img
-printf 'target = "loop"\nfile = "/srv/disk.img"\nid = 0\n' >/etc/ublkd/disk.toml
+printf 'target = "loop"\nfile = "/srv/disk.img"\n' >/etc/ublkd/disk.toml
 mkdir -p /mnt/disk
-echo '/dev/ublkb0 /mnt/disk ext4 x-systemd.requires=ublkd@disk.service,nofail 0 0' >/etc/fstab
+echo '/dev/ublk/disk /mnt/disk ext4 x-systemd.requires=ublkd@disk.service,nofail 0 0' >/etc/fstab

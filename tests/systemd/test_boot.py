@@ -14,7 +14,8 @@ DISK = units.unit("disk")
 
 
 def test_the_disk_that_fstab_names_is_mounted_at_boot() -> None:
-    assert run("findmnt", "--noheadings", "--output=SOURCE", "/mnt/disk").stdout == "/dev/ublkb0\n"
+    source = run("findmnt", "--noheadings", "--output=SOURCE", "/mnt/disk").stdout.strip()
+    assert source == units.node("disk") == os.path.realpath("/dev/ublk/disk")
     told = units.shown("disk", "ActiveState", "NRestarts", "ActiveEnterTimestampMonotonic")
     assert told["ActiveState"] == "active"
     assert told["NRestarts"] == "0"

@@ -333,17 +333,3 @@ def test_it_is_not_waited_for_for_ever(
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=DevState.LIVE, flags=KEPT, cookie=COOKIE)
     service.await_unused("disk", 0)
-
-
-@pytest.mark.parametrize(("said", "down"), [("stopping", True), ("running", False), ("", False)])
-def test_systemd_says_whether_the_system_goes_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, down: bool
-) -> None:
-    script = tmp_path / "systemctl"
-    script.write_text(f'#!/bin/sh\ntest "$1" = is-system-running && echo {said}; exit 1\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(service, "SYSTEMD", tmp_path)
-    assert service.is_going_down() == down
-    monkeypatch.setattr(service, "SYSTEMD", tmp_path / "nothing")
-    assert not service.is_going_down()

@@ -11,6 +11,9 @@ cd /lib/systemd/system-generators && for name in *; do
 	[ "$name" = systemd-fstab-generator ] || rm -f "$name"
 done
 cd /
+/run/lab/before >/run/lab/out 2>/run/lab/err 3>&- ||
+	fail "what was to run before systemd ended with status $?"
+
 mkdir -p /run/systemd/system
 for name in systemd-binfmt systemd-hwdb-update systemd-journal-flush systemd-pstore \
 	systemd-random-seed systemd-sysusers systemd-udev-trigger systemd-update-utmp; do
@@ -21,7 +24,5 @@ mkdir -p /lib/systemd/system-shutdown
 cp /run/lab/systemd/last.sh /lib/systemd/system-shutdown/lab
 [ -s /etc/machine-id ] || echo 6c61622d6c61622d6c61622d6c616200 >/etc/machine-id
 
-/run/lab/before >/run/lab/out 2>/run/lab/err 3>&- ||
-	fail "what was to run before systemd ended with status $?"
 exec 3>&-
 exec /lib/systemd/systemd --unit=lab.target --show-status=no --log-target=kmsg --log-level=notice
