@@ -7,6 +7,8 @@ MEM    ?= 3G
 LEASE  ?=
 OVER   ?= loop stripe mirror
 PYTHON ?= python3
+PREFIX ?= /usr/local
+DESTDIR ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -21,7 +23,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-faults soak-lives soak-memory soak-nbd package bench-quick bench-stripe bench-nbd clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-faults soak-lives soak-memory soak-nbd soak-systemd systemd package install uninstall man deb bench-quick bench-stripe bench-nbd clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -128,6 +130,40 @@ soak-memory: $(VENV)/installed.stamp ## [KERNEL=7.2]: dirty pages in a small gue
 soak-nbd: $(VENV)/installed.stamp ## [KERNEL=7.2]: each NBD server killed every 3 seconds for 2 minutes, in each way to it; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
 		'THOROUGH=1 pytest -p no:cacheprovider -q -s tests/device/test_nbd_dies.py -k killed_again'
+
+# What is installed: with the packages it needs, for the Python that PYTHON names.
+BUILT := .cache/built
+$(BUILT)/done.stamp: $(SOURCES) $(wildcard packaging/build.sh packaging/man.* docs/*.md)
+	@sh packaging/build.sh $(BUILT) $(PYTHON)
+	@touch $@
+
+install: $(BUILT)/done.stamp ## [PREFIX=/usr/local] [DESTDIR=]: command, units, udev rules, manual pages, completion
+	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) sh packaging/install.sh $(BUILT) $(PYTHON)
+
+uninstall: ## the same variables: take it away again, but not the device files
+	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) sh packaging/install.sh --remove
+
+man: $(BUILT)/done.stamp ## the manual pages in .cache/built/man
+	@ls $(BUILT)/man
+
+deb: ## a Debian package for this release, in dist/
+	@sh packaging/deb.sh dist
+
+DEB := .cache/deb
+$(DEB)/done.stamp: $(SOURCES) $(wildcard packaging/* packaging/debian/* systemd/* docs/*.md)
+	@rm -rf $(DEB)/out
+	@sh packaging/deb.sh $(DEB)/out
+	@touch $@
+
+systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2] [K=]: the package, installed where systemd is process 1
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \
+		--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb' -- \
+		'pytest -p no:cacheprovider -q -s --durations=5 tests/systemd -k "$(K)"'
+
+soak-systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2]: 100 daemons killed in each way to serve; long
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 14400 \
+		--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb' -- \
+		'THOROUGH=1 pytest -p no:cacheprovider -q -s tests/systemd/test_kills.py'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh

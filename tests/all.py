@@ -56,6 +56,7 @@ STEPS = (
     Step("core, sanitized", ["make", "-s", "core-asan"], suite=True),
     lab("7.2"),
     _guest("device 7.2, 4 CPUs", "7.2", 4, FOUR_CPUS),
+    Step("systemd 7.2", ["make", "-s", "systemd"], suite=True),
     lab("6.12", only="not one_kernel"),
 )
 

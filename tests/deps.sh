@@ -39,6 +39,11 @@ need dmsetup command -v dmsetup
 need nbdkit command -v nbdkit
 need qemu-utils command -v qemu-nbd
 need nbd-server command -v nbd-server
+need dpkg-dev command -v dpkg-shlibdeps
+need man-db command -v man
+need groff command -v groff
+need systemd test -x /lib/systemd/systemd
+need udev command -v udevadm
 need openssl command -v openssl
 need libasan8 sh -c 'ls /usr/lib/gcc/*/*/libasan.so'
 

@@ -5,7 +5,6 @@ Only devices that were made from a file of that folder are ever changed or delet
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,14 +15,12 @@ from ublkd import daemon, differences, ending, manage
 from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
 from ublkd.differences import Change
-from ublkd.errors import UblkdError, printable, reason
+from ublkd.errors import UblkdError, printable
 from ublkd.manage import Found
-from ublkd.service import SYSTEMD, is_being_made, named
+from ublkd.service import is_being_made, named
 from ublkd.state import StateDir
+from ublkd.systemd import SYSTEMD, systemctl, unit
 from ublkd.uapi import DevState
-
-SYSTEMCTL_SECONDS = 150
-"""Longer than a unit may take to start or to stop, unless it asks for more."""
 
 
 class Action(StrEnum):
@@ -216,40 +213,13 @@ class Systemd:
 
     def start(self, file: DeviceFile) -> None:
         """See Hands."""
-        systemctl("start", _unit(file.name))
+        systemctl("start", unit(file.name))
 
     def end(self, name: str) -> None:
         """See Hands. What no unit serves, or serves no more, is deleted."""
-        systemctl("stop", _unit(name))
+        systemctl("stop", unit(name))
         try:
             Ours().end(name)
         except UblkdError:  # mounted just now, and so left to the driver
-            systemctl("start", _unit(name))
+            systemctl("start", unit(name))
             raise
-
-
-def _unit(name: str) -> str:
-    return f"ublkd@{name}.service"
-
-
-def systemctl(verb: str, unit: str) -> None:
-    """Have systemd do it, and wait. Raises UblkdError."""
-    what = f"'systemctl {verb} {unit}'"
-    try:
-        done = subprocess.run(
-            ["systemctl", verb, unit], stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=SYSTEMCTL_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise UblkdError(
-            f"{what} did not end within {SYSTEMCTL_SECONDS} seconds",
-            hint="see 'systemctl list-jobs'",
-        ) from error
-    except OSError as error:
-        raise UblkdError(f"{what} cannot be run: {reason(error)}") from error
-    if done.returncode:
-        said = done.stderr.strip().partition("\n")[0]
-        raise UblkdError(
-            f"{what} failed: {printable(said) or f'status {done.returncode}'}",
-            hint=f"see 'systemctl status {unit}' and 'journalctl -u {unit}'",
-        )

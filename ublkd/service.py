@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from ublkd import daemon, differences, ending, manage, names, notify
 from ublkd.background import Log
@@ -26,12 +24,10 @@ from ublkd.notify import INFO, WARNING, Notifier
 from ublkd.process import is_there
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
+from ublkd.systemd import is_going_down
 from ublkd.uapi import DevState, Feature
 from ublkd.watchdog import Watchdog
 
-SYSTEMD = Path("/run/systemd/system")
-"""Is there where systemd is the init: sd_booted(3)."""
-SYSTEMCTL_SECONDS = 5
 QUIESCE_SECONDS = 30
 DEAD_SECONDS = 30
 """How long the driver may take to notice that a daemon has died."""
@@ -128,20 +124,6 @@ def _vanish() -> None:
     it do so.
     """
     os._exit(0)
-
-
-def is_going_down() -> bool:
-    """Whether the system is being shut down; no, where systemd does not say so in time."""
-    if not SYSTEMD.exists():
-        return False
-    try:
-        said = subprocess.run(
-            ["systemctl", "is-system-running"], stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=SYSTEMCTL_SECONDS, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return said.stdout.strip() == "stopping"
 
 
 # --- run ------------------------------------------------------------------------------------
@@ -247,3 +229,18 @@ def release(name: str) -> str:
             return ""
         ending.delete(control, states, found, force=True)
         return found.called
+
+
+def await_unused(name: str, seconds: float) -> None:
+    """If the system goes down, wait so long for the disk to be neither mounted nor claimed.
+
+    The mounts of fstab that require a service end before it does. Of others systemd does not know
+    that they stand on it, and unmounts them while the service is told to end.
+    """
+    if not is_going_down():
+        return
+    with Control() as control:
+        found = named(control, StateDir(), name)
+    until = time.monotonic() + seconds
+    while found and ending.claimed(found.node) and time.monotonic() < until:
+        time.sleep(0.1)

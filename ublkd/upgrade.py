@@ -14,12 +14,15 @@ from ublkd.control import Control
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
 from ublkd.state import StateDir
+from ublkd.systemd import systemctl, unit_of
 
 GO = b"!"
 
 
 def upgrade(found: Found) -> int:
     """Have a daemon with this very code take the place of the one that serves.
+
+    One that a unit of systemd runs is restarted by systemd, or the unit would be left without it.
 
     Returns the milliseconds in which no request was served. Raises UblkdError: before the device is
     quiesced if the new daemon could not serve it, and else one that says how it is now.
@@ -42,6 +45,10 @@ def upgrade(found: Found) -> int:
             successor.hear()  # it could serve
             with _uninterrupted():
                 began = time.monotonic()
+                if unit := unit_of(found.pid):
+                    successor.kill()
+                    systemctl("restart", unit)
+                    return _since(began)
                 with Control() as control:
                     ending.quiesce(control, StateDir(), found)
                 go.write(GO)
@@ -49,6 +56,10 @@ def upgrade(found: Found) -> int:
         except BaseException:
             successor.kill()
             raise
+    return _since(began)
+
+
+def _since(began: float) -> int:
     return round((time.monotonic() - began) * 1000)
 
 

@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--env", action="append", default=[], metavar="NAME", help="pass it on")
         verb.add_argument("--quiet", action="store_true", help="say nothing of booting")
         verb.add_argument("--strict", action="store_true", help="a kernel warning is a failure")
+    run.add_argument("--systemd", action="store_true", help="process 1 is systemd")
+    run.add_argument("--before", metavar="COMMAND", help="run it, then start systemd")
     run.add_argument("--deadline", type=float, default=1800, help="seconds (%(default)s)")
     run.add_argument("command", nargs="+", help="for sh -c")
     return parser
@@ -68,8 +70,13 @@ def _options(arguments: argparse.Namespace) -> Options:
 def _job(arguments: argparse.Namespace) -> Job:
     project = cache.PROJECT
     environ = host_environment(project, arguments.env)
-    command = " ".join(arguments.command) if arguments.verb == "run" else None
-    return Job(command, project, environ, not arguments.no_ublk, terminal.size())
+    ublk = not arguments.no_ublk
+    if arguments.verb == "shell":
+        return Job(None, project, environ, ublk, terminal.size())
+    command, before = " ".join(arguments.command), arguments.before
+    if before is None and arguments.systemd:
+        before = ":"
+    return Job(command, project, environ, ublk, before=before)
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:

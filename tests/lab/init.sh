@@ -46,6 +46,7 @@ ip link set lo up
 [ -z "$LAB_UBLK" ] || modprobe ublk_drv
 mkfifo /run/lab/out /run/lab/err
 cp "/run/host$LAB_DIR/job" /run/lab/job || fail "no job"
+[ -z "$LAB_SYSTEMD" ] || cp -r "/run/host$LAB_DIR/systemd" "/run/host$LAB_DIR/before" /run/lab/
 cp -P "/run/host$LAB_DIR/dev"/* /dev/
 mknod /dev/loop-control c 10 237 # opening it loads the module
 umount -l /run/host
@@ -73,6 +74,7 @@ dump() {
 }
 
 listen() {
+	[ -z "$LAB_SYSTEMD" ] || trap - TERM # systemd waits for whoever stays
 	while read -r word rows columns <&3; do
 		case $word in
 		deadline) dump ;;
@@ -83,6 +85,7 @@ listen() {
 listen &
 
 echo job >&3
+[ -z "$LAB_SYSTEMD" ] || . /run/lab/systemd/boot.sh # it does not come back
 # Not in the background: a shell has those ignore SIGINT, and all that they start.
 if [ -n "$LAB_SHELL" ]; then
 	(trap - TERM HUP && exec setsid -c /run/lab/job </dev/hvc0 >/dev/hvc0 2>&1 3>&-)

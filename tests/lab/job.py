@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Job:
     """A command, or a shell for ``command`` None.
 
     ``size`` is that of the terminal, rows and columns; ``ublk``: load ublk_drv first.
+    ``before``: systemd runs as process 1, with the job as a unit, and this command before it.
     """
 
     command: str | None
@@ -31,6 +33,7 @@ class Job:
     environ: Mapping[str, str]
     ublk: bool = True
     size: tuple[int, int] = (24, 80)
+    before: str | None = None
 
 
 def environment(
@@ -74,6 +77,7 @@ def settings(job: Job, kernel: Kernel, tools: Path | None) -> str:
         "LAB_TREE": str(kernel.modules.parents[2]) if kernel.modules else "",
         "LAB_UBLK": "1" if job.ublk else "",
         "LAB_SHELL": "1" if job.command is None else "",
+        "LAB_SYSTEMD": "" if job.before is None else "1",
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 
@@ -112,12 +116,16 @@ def _escape(word: str) -> str:
 def write(folder: Path, job: Job, kernel: Kernel, tools: Path | None, memory: int) -> None:
     """Write all that init reads into ``folder``."""
     init = Path(__file__).with_name("init.sh")
-    for name, text in (
-        ("init", init.read_text()),
-        ("settings", settings(job, kernel, tools)),
-        ("fstab", fstab(job, kernel, memory)),
-        ("job", script(job)),
-    ):
+    files = {
+        "init": init.read_text(),
+        "settings": settings(job, kernel, tools),
+        "fstab": fstab(job, kernel, memory),
+        "job": script(job),
+    }
+    if job.before is not None:
+        files["before"] = script(dataclasses.replace(job, command=job.before))
+        shutil.copytree(init.with_name("systemd"), folder / "systemd", dirs_exist_ok=True)
+    for name, text in files.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     (folder / "dev").mkdir(exist_ok=True)

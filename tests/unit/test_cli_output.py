@@ -280,3 +280,14 @@ manage.devices = refuse
 """
     ran = faked("list", script=script, env={"UBLKD_DEBUG": "1"})
     assert ran.stderr == "ublkd: no\nhint: so\n"
+
+
+@pytest.mark.parametrize(("shell", "word"), [("bash", "1"), ("zsh", "1"), ("fish", "qui")])
+def test_a_shell_gets_its_completion_and_no_complaint(shell: str, word: str) -> None:
+    ran = faked(env={"_UBLKD_COMPLETE": f"{shell}_source"})
+    assert ran.returncode == 0
+    assert "_ublkd_completion" in ran.stdout
+    words = {"COMP_WORDS": "ublkd qui", "COMP_CWORD": word}
+    ran = faked(env={"_UBLKD_COMPLETE": f"{shell}_complete", **words})
+    assert "quiesce" in ran.stdout
+    assert ran.stderr == ""

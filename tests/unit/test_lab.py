@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.lab import (
+    __main__,
     accel,
     archive,
     control,
@@ -222,6 +223,35 @@ def test_project_is_bound_read_only_with_its_spaces_escaped() -> None:
     text = job.fstab(what, Kernel("7.2", Path("/k"), None), 4096)
     assert "/run/host/my\\040project /my\\040project none bind,ro," in text
     assert "size=3072M" in text
+
+
+def test_systemd_is_process_1_where_something_runs_before_it(tmp_path: Path) -> None:
+    kernel = Kernel("7.2", Path("/k"), None)
+    plain = job.Job("true", Path("/p"), {"A": "1"})
+    assert "LAB_SYSTEMD=''" in job.settings(plain, kernel, None)
+    job.write(tmp_path, plain, kernel, None, 1024)
+    assert not (tmp_path / "before").exists()
+    booted = job.Job("true", Path("/p"), {"A": "1"}, before="make 'it'")
+    assert "LAB_SYSTEMD=1" in job.settings(booted, kernel, None)
+    job.write(tmp_path, booted, kernel, None, 1024)
+    before = (tmp_path / "before").read_text()
+    assert shlex.quote("make 'it'") in before
+    assert "export A=1" in before
+    assert (tmp_path / "systemd" / "boot.sh").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "before"),
+    [
+        ([], None),
+        (["--systemd"], ":"),
+        (["--before", "install"], "install"),
+        (["--systemd", "--before", "install"], "install"),
+    ],
+)
+def test_a_command_before_systemd_means_systemd(words: list[str], before: str | None) -> None:
+    arguments = __main__._parser().parse_args(["run", *words, "--", "true"])
+    assert __main__._job(arguments).before == before
 
 
 LOG = """\

@@ -30,6 +30,7 @@ LAYERS = [
         "writeback",
         "notify",
         "watchdog",
+        "systemd",
     },
     {"background", "config", "control", "queue", "recorder", "rates"},
     {"names"},

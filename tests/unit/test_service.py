@@ -307,15 +307,29 @@ def test_only_what_nobody_serves_is_released_and_only_at_the_end(
     assert service.release("other") == ""
 
 
-@pytest.mark.parametrize(("said", "down"), [("stopping", True), ("running", False), ("", False)])
-def test_systemd_says_whether_the_system_goes_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, down: bool
+@pytest.mark.parametrize(("down", "looks"), [(True, 3), (False, 0)])
+def test_when_the_system_goes_down_what_is_mounted_is_waited_for(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, down: bool, looks: int
 ) -> None:
-    script = tmp_path / "systemctl"
-    script.write_text(f'#!/bin/sh\ntest "$1" = is-system-running && echo {said}; exit 1\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(service, "SYSTEMD", tmp_path)
-    assert service.is_going_down() == down
-    monkeypatch.setattr(service, "SYSTEMD", tmp_path / "nothing")
-    assert not service.is_going_down()
+    monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(service, "is_going_down", lambda: down)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    mounted = [False, True, True]
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: mounted.pop())
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, state=DevState.LIVE, flags=KEPT, cookie=COOKIE)
+    service.await_unused("disk", 60)
+    assert len(mounted) == 3 - looks
+    service.await_unused("other", 60)
+    assert list(driver.log) == []
+
+
+def test_it_is_not_waited_for_for_ever(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(service, "is_going_down", lambda: True)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
+    remembering(tmp_path, STATE)
+    driver.known[3] = dev_info(3, state=DevState.LIVE, flags=KEPT, cookie=COOKIE)
+    service.await_unused("disk", 0)

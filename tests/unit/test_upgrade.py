@@ -122,6 +122,16 @@ def test_a_device_that_others_have_deleted_or_serve_does_not_wait(tmp_path: Path
     assert told["did"] == ["look", "quiesce"]
 
 
+def test_the_daemon_of_a_unit_is_restarted_by_systemd(tmp_path: Path) -> None:
+    script = """
+upgrade.unit_of = lambda pid: f"ublkd@of-{pid}.service"
+upgrade.systemctl = lambda verb, unit: did(f"{verb} {unit}")
+"""
+    told = upgraded(tmp_path, script)
+    assert told["did"] == ["look", "restart ublkd@of-1.service"]
+    assert 0 <= told["pause"] < 20_000
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

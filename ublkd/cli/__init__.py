@@ -57,7 +57,9 @@ def _guarded(run: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         complain(UblkdError("interrupted"))
         return 130
-    except SystemExit:  # click's own for a broken pipe under its help
+    except SystemExit as left:  # click's own: a shell's completion, a broken pipe under its help
+        if not left.code:
+            return 0
         complain(unheard())
         return 1
     except OSError as error:

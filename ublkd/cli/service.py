@@ -47,12 +47,19 @@ def run(name: str, folder: str, keep: bool) -> None:
 
 @cli.command(context_settings=HELP)
 @click.argument("name")
-def release(name: str) -> None:
+@click.option(
+    "--wait", "seconds", type=click.FloatRange(0, 3600),
+    help="Before its daemon ends: wait so many seconds until nothing is mounted; delete nothing.",
+)  # fmt: skip
+def release(name: str, seconds: float | None) -> None:
     """Delete a device that nobody serves, if the system is being shut down.
 
-    For the ExecStopPost of a unit: who waits for the disk would wait for ever. Else does nothing.
+    For the ExecStopPost of a unit, where who waits for the disk would wait for ever; with --wait
+    for its ExecStop. Else does nothing.
     """
     from ublkd import service
 
-    if released := service.release(_named(name)):
+    if seconds is not None:
+        service.await_unused(_named(name), seconds)
+    elif released := service.release(_named(name)):
         warn(f"{released} was deleted: nobody served it, and the system goes down")
