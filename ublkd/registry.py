@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, cast
 
 from ublkd.errors import UblkdError, UsageError, printable, reason, told
@@ -21,9 +22,15 @@ WAYS = ("submit", "native")
 """And one of these, to serve."""
 
 
+@functools.cache
+def points(group: str) -> EntryPoints:
+    """All entry points of a group. A file of each installed package is read for them, so once."""
+    return entry_points(group=group)
+
+
 def names() -> list[str]:
     """The names that ``--target`` takes, sorted."""
-    return sorted({point.name for point in entry_points(group=GROUP)})
+    return sorted({point.name for point in points(GROUP)})
 
 
 def load(name: str) -> type[Target]:
@@ -48,7 +55,7 @@ def opened(name: str, options: Mapping[str, OptionValue]) -> NativeTarget:
     Raises UblkdError: the target's own, or one that says whose fault it is.
     """
     cls = load(name)
-    maker = next(map(_maker, entry_points(group=GROUP, name=name)), Maker(name, UNKNOWN))
+    maker = next(map(_maker, points(GROUP).select(name=name)), Maker(name, UNKNOWN))
     try:
         return guarded(cls.from_options(options), maker)
     except UblkdError:
@@ -103,7 +110,7 @@ def _guarded_run(verb: Verb, who: Maker) -> Callable[[Mapping[str, OptionValue]]
 
 def _only(group: str, name: str) -> EntryPoint | None:
     """The entry point of that name, if there is one. Raises UblkdError if there are several."""
-    found = {(_maker(p).package, p.value): p for p in entry_points(group=group, name=name)}
+    found = {(_maker(p).package, p.value): p for p in points(group).select(name=name)}
     if len(found) > 1:
         packages = " and by ".join(sorted({printable(package) for package, _ in found}))
         raise UblkdError(

@@ -33,7 +33,6 @@ class Child:
 def load() -> None:
     """Import what verbs import, and know nothing of the machine afterwards."""
     import importlib
-    from importlib.metadata import entry_points
 
     import ublkd.__main__
     import ublkd.apply
@@ -42,7 +41,7 @@ def load() -> None:
     from ublkd import registry
 
     for group in (registry.GROUP, registry.VERBS):
-        for point in entry_points(group=group):
+        for point in registry.points(group):
             point.load()
     importlib.invalidate_caches()
 

@@ -36,7 +36,7 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("plug_in")
     monkeypatch.setitem(sys.modules, "plug_in", module)
     points = EntryPoints([EntryPoint("odd", "plug_in:Odd", registry.GROUP)])
-    monkeypatch.setattr(registry, "entry_points", points.select)
+    monkeypatch.setattr(registry, "points", lambda group: points.select(group=group))
     return module
 
 
@@ -67,10 +67,20 @@ def test_an_unknown_target_is_refused_and_the_known_are_listed(name: str) -> Non
 def test_where_no_target_is_registered_the_installation_is_doubted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda **_: EntryPoints([]))
+    monkeypatch.setattr(registry, "points", lambda _: EntryPoints([]))
     with pytest.raises(UsageError) as caught:
         registry.load("loop")
     assert "installed" in caught.value.hint
+
+
+def test_the_packages_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.names()
+
+    def again(**_: str) -> None:
+        raise AssertionError("a file of each package is read once more")
+
+    monkeypatch.setattr(registry, "entry_points", again)
+    registry.opened("null", {"size": 4096, "block_size": None}).close()
 
 
 def test_a_complete_plug_in_is_taken(plug_in: Any) -> None:

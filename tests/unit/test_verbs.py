@@ -51,7 +51,7 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
             EntryPoint("list", "plug_in:VERBS", registry.VERBS),
         ]
     )
-    monkeypatch.setattr(registry, "entry_points", points.select)
+    monkeypatch.setattr(registry, "points", lambda group: points.select(group=group))
     return module
 
 
