@@ -157,7 +157,8 @@ def serve_again(
         if origin is not None:
             taken = replace(taken, state=replace(taken.state, origin=origin))
         device = recovery.device(control, states, taken)
-        with logged(log), _signals() as signalled, device as disk:
+        entered = recovery.entered(control, device, taken)
+        with logged(log), _signals() as signalled, entered as disk:
             with contextlib.suppress(OSError):  # it is served, whether anybody hears of it or not
                 ready(Ready(id=disk.id))
             log(f"/dev/ublkb{disk.id} is served again")

@@ -17,7 +17,7 @@ from ublkd import config, manage, registry, stats
 from ublkd.config import DeviceConfig
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.device import Device, Taken
-from ublkd.errors import UblkdError, printable
+from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.features import IN_MEMORY, Features, Lease, Recovery, lease_of, lends, recovery_of
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
@@ -104,8 +104,9 @@ def _try(control: Control, dev_id: int) -> int | None:
 def device(control: Control, states: StateDir, taken: Taken) -> Device:
     """The device, to be entered. Raises UblkdError with what does not fit."""
     try:
-        wanted, lease = described(taken.state, taken.info)
-        target = registry.opened(wanted.target, wanted.options)
+        with _remembered():
+            wanted, lease = described(taken.state, taken.info)
+            target = registry.opened(wanted.target, wanted.options)
         try:
             refuse_unfit(control, target, taken.state, taken.info, lease)
             _tell_what_was(target, states, taken.info)
@@ -126,11 +127,38 @@ def device(control: Control, states: StateDir, taken: Taken) -> Device:
         raise
 
 
+@contextlib.contextmanager
+def entered(control: Control, disk: Device, taken: Taken) -> Iterator[Device]:
+    """The device while it is served. Raises UblkdError as its ``__enter__`` does, or one that says
+    that it was ended meanwhile: whoever stops or deletes a device does not wait for its recovery.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(disk)
+        except UblkdError as error:
+            if not _is_ended(control, taken.info):
+                raise
+            raise UblkdError(
+                f"/dev/ublkb{taken.info.id} was stopped or deleted while it was recovered",
+                hint="see 'ublkd list'",
+            ) from error
+        yield disk
+
+
+def _is_ended(control: Control, before: DevInfo) -> bool:
+    try:
+        now = control.get_dev_info(before.id)
+    except CommandError as error:
+        return error.errno == errno.ENODEV
+    return now.state is DevState.DEAD or now.cookie != before.cookie
+
+
 def look(control: Control, states: StateDir, dev_id: int) -> None:
     """Raise UblkdError if the device could not be taken over, though it is served still.
 
     Its target is opened beside the one that serves, with ``share`` where there is that option.
     """
+    states.prepare()
     found = manage.look(control, states, dev_id)
     if found is None or found.state is None:
         raise forgotten(f"/dev/ublkb{dev_id}", dev_id)
@@ -145,13 +173,23 @@ def beside(found: Found, **others: OptionValue) -> Iterator[tuple[Target, Lease]
     is that option, and ``others`` in the place of those that it was added with; and its lease.
     """
     assert found.state is not None
-    wanted, lease = described(found.state, found.info)
-    shared = {"share": True} if "share" in wanted.options else {}
-    target = registry.opened(wanted.target, {**wanted.options, **shared, **others})
+    with _remembered():
+        wanted, lease = described(found.state, found.info)
+        shared = {"share": True} if "share" in wanted.options else {}
+        target = registry.opened(wanted.target, {**wanted.options, **shared, **others})
     try:
         yield target, lease
     finally:
         target.close()
+
+
+@contextlib.contextmanager
+def _remembered() -> Iterator[None]:
+    """What makes no sense in it was not on the command line: whoever recovers did not say it."""
+    try:
+        yield
+    except UsageError as error:
+        raise UblkdError(error.message, hint=error.hint) from error
 
 
 def described(state: DeviceState, info: DevInfo) -> tuple[DeviceConfig, Lease]:

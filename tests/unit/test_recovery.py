@@ -336,3 +336,38 @@ def test_before_an_upgrade_a_target_is_opened_beside_the_one_that_serves(
     assert asked == [True]
     assert log == ["close target"]
     assert not driver.log, "the driver was asked for the device"
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (INFO, "refused END_USER_RECOVERY"),
+        (replace(INFO, state=DevState.DEAD), "was stopped or deleted while it was recovered"),
+        (replace(INFO, cookie=COOKIE + 1), "was stopped or deleted while it was recovered"),
+        (None, "was stopped or deleted while it was recovered"),
+    ],
+)
+def test_a_device_that_others_end_while_it_is_recovered_says_so(
+    driver: Driver, now: DevInfo | None, words: str
+) -> None:
+    class Disk:
+        def __enter__(self) -> None:
+            driver.known = {3: now} if now else {}
+            raise CommandError(Cmd.END_USER_RECOVERY, errno.EBUSY)
+
+        def __exit__(self, *_: object) -> None:
+            pytest.fail("it was never entered")
+
+    taken = Taken(info=INFO, state=STATE, dev_fd=-1)
+    entered = recovery.entered(cast("Control", driver), cast("Any", Disk()), taken)
+    with pytest.raises(UblkdError, match=words), entered:
+        pytest.fail("it is not served")
+
+
+def test_what_a_device_is_made_of_is_not_what_a_recover_is_asked(
+    driver: Driver, states: StateDir
+) -> None:
+    states.write(replace(STATE, target="nosuch", options={}))
+    with pytest.raises(UblkdError, match="unknown target 'nosuch'") as caught:
+        recovery.look(cast("Control", driver), states, 3)
+    assert caught.value.exit_code == 1
