@@ -1,4 +1,4 @@
-"""How a device ends, or its daemon: stop, delete, quiesce; and what a killed add has left.
+"""How a device ends, or its daemon: stop, delete, quiesce; and what killed verbs have left.
 
 These are commands to the driver, and the daemon notices.
 """
@@ -26,6 +26,7 @@ from ublkd.writeback import write_back
 
 GONE_SECONDS = 30
 QUIESCE_SECONDS = 30
+MADE_SECONDS = 15
 PASSING_SECONDS, PASSING_PAUSE = 5, 0.05
 """How long a disk may be open to those who only look at it, and how often that is looked at."""
 
@@ -40,8 +41,9 @@ request has ended, and says nothing to those who serve.
 
 def sweep(control: Control, states: StateDir) -> None:
     """Delete what an add that was killed has left: no disk, and nobody who makes it one. And forget
-    devices that other programs have deleted.
+    devices that other programs have deleted, or a del that was killed.
     """
+    states.sweep(is_there)
     there = manage.ids()
     for dev_id in sorted({*there, *states.ids()}):
         state = states.read(dev_id)
@@ -125,7 +127,7 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
     Refuses a disk that is in use or open, unless ``force``. Where the kernel cannot refuse by
     itself (SAFE_STOP_DEV, Linux 7.0) processes are looked for, and one may come in between.
     """
-    device = again(control, states, found)
+    device = _made(control, states, found)
     if device is None:
         return  # it is gone, which is what was wanted
     _refuse_claimed(device, force)
@@ -201,7 +203,7 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
 
     Returns a warning, or nothing.
     """
-    device = again(control, states, found)
+    device = _made(control, states, found)
     if device is None:
         states.forget(found.info.id, found.info.cookie)
         return ""
@@ -223,6 +225,20 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     if free:
         return ""
     return f"a program still has {device.node} open: its number stays taken until that ends"
+
+
+def _made(control: Control, states: StateDir, found: Found) -> Found | None:
+    """The device as it is now, and if it is just being made, as it is once that is done: its daemon
+    would have the driver make a disk of what is deleted.
+    """
+    until = time.monotonic() + MADE_SECONDS
+    while device := again(control, states, found):
+        state = device.state
+        making = state and not state.started and is_there(state.pid)
+        if not making or device.info.state is not DevState.DEAD or time.monotonic() > until:
+            break
+        time.sleep(0.02)
+    return device
 
 
 @contextlib.contextmanager

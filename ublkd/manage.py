@@ -178,5 +178,6 @@ def refuse_foreign(device: Found) -> None:
 def again(control: Control, states: StateDir, found: Found) -> Found | None:
     """The device as it is now; None if it is gone, or another one has its number."""
     refuse_foreign(found)
+    states.prepare()  # what others may have written of it is not to be trusted
     now = look(control, states, found.info.id)
     return now if now and now.info.cookie == found.info.cookie else None

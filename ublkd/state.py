@@ -161,6 +161,7 @@ class StateDir:
         temporary = self.path / f".{path.name}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
+            temporary.unlink(missing_ok=True)  # of a process that had our number and was killed
             with open(os.open(temporary, flags, 0o600), "w", encoding="ascii") as f:
                 f.write(text)
                 f.flush()
@@ -223,6 +224,14 @@ class StateDir:
             state = self.read(dev_id)
             if state is None or state.cookie == cookie:
                 self.remove(dev_id)
+
+    def sweep(self, is_there: Callable[[int], bool]) -> None:
+        """Remove what writers have left that were killed; ``is_there``: whether a process lives."""
+        with contextlib.suppress(OSError):
+            for path in self.path.glob(".*.*"):
+                pid = path.name.rpartition(".")[2]
+                if pid.isascii() and pid.isdecimal() and not is_there(int(pid)):
+                    path.unlink(missing_ok=True)
 
     def remove(self, dev_id: int) -> None:
         """Forget a device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -147,6 +148,46 @@ def test_a_disk_in_use_that_nobody_serves_is_kept_with_a_word_of_recover(
     assert not driver.log
 
 
+@pytest.mark.parametrize("verb", [ending.delete, ending.stop])
+def test_a_device_that_is_being_made_is_waited_for(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, verb: Any
+) -> None:
+    states.write(replace(STATE, started=False, pid=os.getpid()))
+    driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    device = found(driver, states)
+
+    def made(_: float) -> None:
+        assert not driver.log
+        driver.known[3] = LIVE
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it is a disk"))
+
+    monkeypatch.setattr(time, "sleep", made)
+    verb(cast("Control", driver), states, device)
+    assert "stop" in driver.log
+
+
+def test_who_makes_a_device_for_ever_is_not_waited_for(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be another process's by now."""
+    monkeypatch.setattr(ending, "MADE_SECONDS", 0)
+    states.write(replace(STATE, started=False, pid=os.getpid()))
+    driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    ending.delete(cast("Control", driver), states, found(driver, states))
+    assert list(driver.log) == ["stop", "del"]
+
+
+@pytest.mark.parametrize("verb", [ending.delete, ending.stop, ending.quiesce])
+def test_with_a_folder_that_others_can_write_nothing_is_done(
+    driver: Driver, states: StateDir, verb: Any
+) -> None:
+    device = found(driver, states)
+    states.path.chmod(0o777)
+    with pytest.raises(UblkdError, match="can be written by others"):
+        verb(cast("Control", driver), states, device)
+    assert not driver.log
+
+
 # --- what an add that was killed leaves -----------------------------------------------------
 
 
@@ -229,3 +270,14 @@ def test_what_is_remembered_of_an_earlier_device_does_not_keep_a_half_made_one(
     ending.sweep(cast("Control", driver), states)
     assert list(driver.log) == ["del"]
     assert states.read(3) is None
+
+
+def test_files_that_were_never_finished_go_with_their_writer(
+    driver: Driver, states: StateDir
+) -> None:
+    for name in (f".3.{NOBODY}", f".4.{os.getpid()}", "notes", ".hidden", ".x.y"):
+        (states.path / name).touch()
+    ending.sweep(cast("Control", driver), states)
+    assert sorted(os.listdir(states.path)) == [
+        f".4.{os.getpid()}", ".hidden", ".x.y", "3.json", "notes",
+    ]  # fmt: skip

@@ -198,6 +198,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert open_fds() == before
 
 
+def test_what_a_killed_process_of_our_number_has_left_is_no_hindrance(folder: StateDir) -> None:
+    (folder.path / f".3.json.{os.getpid()}").write_text("half")
+    folder.write(GOOD)
+    assert folder.read(3) == GOOD
+    assert entries(folder) == ["3.json", "3.udev"]
+
+
 def test_what_json_cannot_hold_leaves_nothing_behind(folder: StateDir) -> None:
     folder.write(GOOD)
     with pytest.raises((UblkdError, TypeError)):

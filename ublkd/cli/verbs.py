@@ -98,6 +98,7 @@ def del_(dev: str | None, every: bool, force: bool) -> None:
         if dev is not None:
             chosen = [manage.find(control, states, dev)]
         else:
+            ending.sweep(control, states)
             chosen = [device for device in manage.devices(control, states) if device.ours]
         failures = []
         for device in chosen:
