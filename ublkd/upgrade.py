@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from ublkd import daemon, ending, recovery
+from ublkd import daemon, ending, manage, recovery
 from ublkd.background import Child, Log, Tell
 from ublkd.control import Control
 from ublkd.errors import UblkdError
@@ -56,6 +56,10 @@ def _hear_ready(successor: Child, found: Found) -> None:
     try:
         successor.hear()
     except UblkdError as error:
+        with Control() as control:
+            now = manage.look(control, StateDir(), found.info.id)
+        if now is None or now.info.cookie != found.info.cookie or now.served:
+            raise  # somebody else was faster, and the error says so
         raise UblkdError(
             f"{found.called} is quiesced and its requests wait: the old daemon has ended, and the "
             f"new one failed: {error.message}",

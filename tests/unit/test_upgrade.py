@@ -20,13 +20,16 @@ from tests.unit.fakes import dev_info
 from ublkd import daemon, ending, manage, recovery, upgrade
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
-from ublkd.uapi import Feature
+from ublkd.uapi import DevState, Feature
 
 folder = Path(sys.argv[1])
 KEPT = Feature.USER_RECOVERY | Feature.QUIESCE
 found = Found(info=dev_info(3, flags=KEPT, pid=1), size=4096, state=None)
 manage.serves = lambda _: True
 upgrade.Control = contextlib.nullcontext
+manage.look = lambda *_: Found(
+    info=dev_info(3, flags=KEPT, state=DevState.QUIESCED), size=4096, state=None
+)
 
 def did(name):
     with open(folder / "did", "a") as f:
@@ -108,6 +111,14 @@ def test_a_next_daemon_that_fails_leaves_a_device_that_waits_and_says_so(
     assert "/dev/ublkb3 is quiesced and its requests wait" in told["message"]
     assert "ublkd recover 3" in told["hint"]
     assert told["code"] == 1
+    assert told["did"] == ["look", "quiesce"]
+
+
+@pytest.mark.parametrize("now", ["None", "found"])
+def test_a_device_that_others_have_deleted_or_serve_does_not_wait(tmp_path: Path, now: str) -> None:
+    lost = f"daemon.serve_again = fails('is served by process 1')\nmanage.look = lambda *_: {now}\n"
+    told = upgraded(tmp_path, lost)
+    assert told["message"] == "is served by process 1"
     assert told["did"] == ["look", "quiesce"]
 
 
