@@ -162,6 +162,7 @@ def look(control: Control, states: StateDir, dev_id: int) -> None:
     found = manage.look(control, states, dev_id)
     if found is None or found.state is None:
         raise forgotten(f"/dev/ublkb{dev_id}", dev_id)
+    states.try_write(found.state)
     with beside(found) as (target, lease):
         refuse_unfit(control, target, found.state, found.info, lease)
         _tell_what_was(target, states, found.info)

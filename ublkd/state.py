@@ -157,7 +157,11 @@ class StateDir:
         if name != coming:  # not before the other is there: udev looks for this one first
             (self.path / coming).unlink(missing_ok=True)
 
-    def _replace(self, path: Path, text: str) -> None:
+    def try_write(self, state: DeviceState) -> None:
+        """Raise the UblkdError of a ``write`` that could not be done, and change nothing."""
+        self._replace(self.file(state.id), json.dumps(asdict(state)), only_try=True)
+
+    def _replace(self, path: Path, text: str, *, only_try: bool = False) -> None:
         temporary = self.path / f".{path.name}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -166,7 +170,8 @@ class StateDir:
                 f.write(text)
                 f.flush()
                 os.fsync(f.fileno())
-            temporary.replace(path)
+            if not only_try:
+                temporary.replace(path)
         except OSError as error:
             raise UblkdError(
                 f"cannot write {path}: {reason(error)}", hint="is /run full?"

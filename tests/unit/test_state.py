@@ -205,6 +205,18 @@ def test_what_a_killed_process_of_our_number_has_left_is_no_hindrance(folder: St
     assert entries(folder) == ["3.json", "3.udev"]
 
 
+def test_a_write_that_is_only_tried_changes_nothing_and_fails_like_any_other(
+    folder: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write(GOOD)
+    folder.try_write(dataclasses.replace(GOOD, pid=43))
+    assert folder.read(3) == GOOD
+    assert entries(folder) == ["3.json", "3.udev"]
+    monkeypatch.setattr(os, "fsync", lambda _: os.open(folder.path / "none", os.O_RDONLY))
+    with pytest.raises(UblkdError, match="cannot write"):
+        folder.try_write(GOOD)
+
+
 def test_what_json_cannot_hold_leaves_nothing_behind(folder: StateDir) -> None:
     folder.write(GOOD)
     with pytest.raises((UblkdError, TypeError)):
