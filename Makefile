@@ -21,7 +21,7 @@ C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-nbd package bench-quick bench-stripe bench-nbd clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-faults soak-lives soak-memory soak-nbd package bench-quick bench-stripe bench-nbd clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -107,11 +107,23 @@ core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
 	$(BIN)/python -m pytest -q -n auto tests/core
 
-soak: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: 1 GiB of faults on each lease, and a cut at every byte; long
+soak: $(VENV)/installed.stamp soak-faults soak-lives soak-memory ## [KERNEL=7.2]: all long forms but soak-nbd; hours
+
+THOROUGHLY = THOROUGH=1 pytest -p no:cacheprovider -q -s
+
+soak-faults: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']: 1 GiB of faults on each lease, and a cut at every byte; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
-		'python3 tests/device/soak.py $(OVER) && \
-		THOROUGH=1 pytest -p no:cacheprovider -q tests/device/test_poison.py \
-			tests/device/test_recovery.py tests/device/test_upgrade.py'
+		'python3 tests/device/soak.py $(OVER) && $(THOROUGHLY) tests/device/test_poison.py'
+
+LIVES := recovery upgrade killed_anywhere races stands_still many_devices
+
+soak-lives: $(VENV)/installed.stamp ## [KERNEL=7.2] [LIVES='recovery ...']: 100 kills, 20 upgrades, killed before every step, races, a minute of SIGSTOP, 64 devices; long
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 14400 -- \
+		'$(THOROUGHLY) $(LIVES:%=tests/device/test_%.py)'
+
+soak-memory: $(VENV)/installed.stamp ## [KERNEL=7.2]: dirty pages in a small guest with a memory hog, for 5 minutes each way; long
+	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem 1536M --deadline 3600 -- \
+		'$(THOROUGHLY) tests/device/test_short_of_memory.py'
 
 soak-nbd: $(VENV)/installed.stamp ## [KERNEL=7.2]: each NBD server killed every 3 seconds for 2 minutes, in each way to it; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from tools import counters, run, sparse, ublkd_json, wait_until
+from tools import RUN_DIR, run, sparse, ublkd_json, wait_until
+
+from ublkd import stats
 
 MIB = 1 << 20
-BETWEEN = 50
-"""Requests that are served before the next kill."""
+BETWEEN = 100
+"""Requests that are served at most before something is done to the daemon."""
 
 
 def files(scratch: Path, count: int = 1) -> list[str | Path]:
@@ -30,6 +32,10 @@ class Load(threading.Thread):
     def __init__(self, node: str) -> None:
         super().__init__(daemon=True)
         self._node, self._enough, self._failure = node, threading.Event(), ""
+        self._moments, self._rounds = random.Random(node), 0
+
+    def __str__(self) -> str:
+        return f"{served(self._node)} requests, {self._rounds} times verified"
 
     def run(self) -> None:
         seed = 0
@@ -42,13 +48,12 @@ class Load(threading.Thread):
                 "--serialize_overlap=1", f"--randseed={seed}", check=False,
             )  # fmt: skip
             self._failure = done.stdout + done.stderr if done.returncode else ""
+            self._rounds += 1
 
     def wait(self) -> None:
-        """Until some more requests have been served."""
-        before = served(self._node)
-        wait_until(
-            lambda: self._failure or served(self._node) > before + BETWEEN, 60, "load on the disk"
-        )
+        """Until some more requests have been served; how many, a seed says."""
+        enough = served(self._node) + self._moments.randrange(BETWEEN)
+        wait_until(lambda: self._failure or served(self._node) > enough, 60, "load on the disk")
         assert not self._failure, self._failure
 
     def stop(self) -> None:
@@ -69,9 +74,9 @@ def load(node: str) -> Iterator[Load]:
 
 
 def served(node: str) -> int:
-    """Requests so far."""
-    told = counters(node)
-    return sum(int(told[op]["requests"]) for op in ("read", "write"))
+    """Requests so far. Read here: a verb for each look would take the time of the load."""
+    queues = stats.read(RUN_DIR / f"{node.removeprefix('/dev/ublkb')}.stats")
+    return sum(int(told[op]["requests"]) for told in queues for op in ("read", "write"))
 
 
 def pid_of(node: str) -> int:
@@ -91,17 +96,3 @@ def kill(node: str) -> None:
 def state_of(node: str) -> str:
     """What the driver says."""
     return str(ublkd_json("show", node)["state"])
-
-
-def end_all(command: subprocess.Popen[bytes], words: Sequence[str]) -> None:
-    """The command, and the daemon that it has begun to make; returns when they are gone."""
-    line = [os.fsencode(word) for word in words]
-    command.kill()
-    command.wait()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().split(b"\0")[2:-1] == line:
-                watched = os.pidfd_open(int(folder.name))
-                signal.pidfd_send_signal(watched, signal.SIGKILL)
-                assert select.select([watched], [], [], 60)[0]
-                os.close(watched)

@@ -229,15 +229,6 @@ def test_of_two_adds_of_one_file_exactly_one_wins_unless_shared(scratch: Path) -
     nothing_left()
 
 
-def test_of_four_adds_of_one_name_exactly_one_wins() -> None:
-    racing = _adds(4, "--target", "null", "--size", "1M", "--name", "one")
-    said = [p.communicate(timeout=120)[1] for p in racing]
-    assert sorted(p.returncode for p in racing) == [0, 1, 1, 1], said
-    assert len(ublkd_json("list")) == 1
-    ublkd("del", "one")
-    nothing_left()
-
-
 def test_an_add_whose_daemon_is_killed_says_so_and_leaves_nothing(scratch: Path) -> None:
     """The daemon is killed as soon as its device exists; the command must not hang."""
     adding = subprocess.Popen(

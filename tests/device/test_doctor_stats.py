@@ -156,7 +156,7 @@ def test_a_daemon_writes_its_last_requests_to_its_log_when_asked(scratch: Path) 
 
 # --- memory ---------------------------------------------------------------------------------
 
-NOIO, LOCAL_THROTTLE = 0x00080000, 0x00100000  # linux/sched.h: PF_*
+NOIO, LOCAL_THROTTLE, IO_WORKER = 0x00080000, 0x00100000, 0x10  # linux/sched.h: PF_*
 
 
 def flags(task: Path) -> int:
@@ -176,9 +176,11 @@ def test_no_thread_of_a_daemon_waits_for_its_own_disk_when_memory_is_short(scrat
     backing = sparse(scratch / "disk.img", 4 * MIB)
     with device("loop", "--file", backing, "--direct-io", "off") as node:
         pid = pid_of(node)
-        fio(node, "--rw=write", "--bs=64k", "--iodepth=8", "--size=4m")
+        fio(node, "--rw=write", "--bs=64k", "--iodepth=8", "--size=4m",
+            "--end_fsync=1")  # fmt: skip
         seen, asked = of_all_tasks(pid), NOIO | LOCAL_THROTTLE
-        assert len(seen) > 1
+        assert len(seen) > 2
+        assert any(task & IO_WORKER for task in seen)  # it has synced the file
         assert [task & asked for task in seen] == [asked] * len(seen)
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "-1000\n"
         status = dict(

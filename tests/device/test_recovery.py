@@ -5,7 +5,6 @@ THOROUGH=1 kills a hundred times where this does it a few.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -14,10 +13,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from load import end_all, files, kill, load, pid_of, state_of
+from load import files, kill, load, pid_of, state_of
 from mortals import MortalQemuNbd
 from tools import (
     device,
+    figures,
     fio,
     leases,
     lent_and_copied,
@@ -52,6 +52,7 @@ def test_a_killed_daemon_is_followed_by_another_and_nobody_notices(scratch: Path
                 assert ublkd("recover", node).stdout.strip() == node
             told = ublkd_json("show", node)
             assert (told["state"], told["lease"], told["recovery"]) == ("live", lease, "reissue")
+            figures(f"loop, lease {lease}: {KILLS} kills, {traffic}")
     nothing_left()
 
 
@@ -65,6 +66,7 @@ def test_so_it_is_over_several_files(scratch: Path, target: str) -> None:
                 traffic.wait()
                 kill(node)
                 ublkd("recover", node)
+            figures(f"{target}, lease {lease}: {KILLS} kills, {traffic}")
     nothing_left()
 
 
@@ -164,37 +166,6 @@ def test_of_two_that_recover_at_once_one_does_and_the_other_says_so(scratch: Pat
     nothing_left()
 
 
-def test_a_daemon_killed_while_it_recovers_is_followed_by_another(scratch: Path) -> None:
-    with device("loop", *files(scratch), "--queues", "2") as node, load(node) as traffic:
-        for number in range(KILLS):
-            traffic.wait()
-            kill(node)
-            early = subprocess.Popen(["ublkd", "recover", node], stderr=subprocess.DEVNULL,
-                                     stdout=subprocess.DEVNULL)  # fmt: skip
-            # from before it has begun to where it may be done
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                early.wait(0.5 + number)
-            end_all(early, ["recover", node])
-            ublkd("recover", "--all")
-            assert state_of(node) == "live"
-    nothing_left()
-
-
-def test_an_add_that_was_killed_leaves_its_name_and_its_file_to_the_next(scratch: Path) -> None:
-    words = ["add", "-t", "loop", *map(str, files(scratch)), "--name", "again"]
-    for seconds in (0.5, 1.0, 1.5, 2.0, 2.5):
-        early = subprocess.Popen(["ublkd", *words], stdout=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            early.wait(seconds)
-        end_all(early, words)
-        ublkd("recover", "--all")  # if it was a disk already
-        if not ublkd_json("list"):
-            ublkd(*words)
-        assert state_of("again") == "live"
-        ublkd("del", "again")
-        nothing_left()
-
-
 @pytest.mark.one_kernel
 @pytest.mark.parametrize("way", ["del", "stop", "signal"])
 def test_what_the_kernel_still_held_for_a_disk_that_ends_is_on_its_backing(
@@ -228,6 +199,7 @@ def test_an_nbd_disk_is_taken_over_and_its_next_flush_tells_what_nobody_knows(
                     traffic.wait()
                     kill(node)
                     ublkd("recover", node)
+                figures(f"nbd, lease {leases()[0]}: {KILLS} kills, {traffic}")
             # the last was recovered after writes that no flush had covered
             assert flushed(node) == "EIO"
             assert flushed(node) == "done"

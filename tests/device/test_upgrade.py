@@ -14,6 +14,7 @@ import pytest
 from load import files, load, pid_of, state_of
 from tools import (
     device,
+    figures,
     lent_and_copied,
     nothing_left,
     refused,
@@ -49,7 +50,9 @@ def test_an_upgrade_is_a_pause_and_nothing_else(scratch: Path) -> None:
                     (told,) = json.loads(ublkd("upgrade", node, "--json").stdout)
                     pauses.append(told["pause_ms"])
                     assert pid_of(node) != before
-            print(f"lease {kind}: {pauses} ms without an answer, at most {max(pauses)}")
+                most, middle = max(pauses), sorted(pauses)[len(pauses) // 2]
+                figures(f"upgrade, lease {kind}: {UPGRADES} times, at most {most} ms without an "
+                        f"answer, {middle} in the middle, {traffic}")  # fmt: skip
             assert re.fullmatch(
                 rf"{node}: requests waited \d+ ms\n", ublkd("upgrade", "--all").stdout
             )

@@ -162,6 +162,11 @@ def wait_until(condition: Any, seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+def figures(line: str) -> None:
+    """What was measured: a line of its own with `pytest -s`, as `make soak` has it."""
+    print(f"\nfigures: {line}")
+
+
 def nothing_left() -> None:
     """No device, no file and no process of ours is on the machine."""
     assert not list(Path("/sys/class/ublk-char").glob("*"))

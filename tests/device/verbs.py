@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
 ROOM = "x" * 8192
@@ -73,10 +74,13 @@ def running() -> bool:
     return _requests is not None
 
 
-def ask(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+def ask(
+    words: Sequence[str], seconds: float, dies: Sequence[Any] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Have the zygote run `ublkd` with these words, on our standard input.
 
-    Raises subprocess.TimeoutExpired, as subprocess does; the command is killed then.
+    ``dies`` is what steps.die_at() is to be called with. Raises subprocess.TimeoutExpired, as
+    subprocess does; the command is killed then.
     """
     assert _requests is not None
     ours, theirs = socket.socketpair()
@@ -88,7 +92,8 @@ def ask(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str
             socket.send_fds(_requests, [b"?"], [0, out_end, err_end, folder, theirs.fileno()])
         for fd in (out_end, err_end, folder):
             os.close(fd)
-        ours.sendall(json.dumps({"words": words, "environ": dict(os.environ)}).encode() + b"\n")
+        asked = {"words": words, "environ": dict(os.environ), "dies": dies}
+        ours.sendall(json.dumps(asked).encode() + b"\n")
         said = collect([stdout.fileno(), stderr.fileno(), ours.fileno()], seconds)
     if said is None:
         raise subprocess.TimeoutExpired(["ublkd", *words], seconds)

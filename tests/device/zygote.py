@@ -2,8 +2,8 @@
 
 The fork becomes what `ublkd` would be: the caller's descriptors, folder and environment and
 nothing else that is open, the words in sys.argv and /proc/self/cmdline, no thread, no handler of
-signals, no module of the tests. Only its end is short: taking the interpreter apart takes longer
-than most verbs. See verbs.py, which runs this file and asks it.
+signals, no module of the tests but steps.py. Only its end is short: taking the interpreter apart
+takes longer than most verbs. See verbs.py, which runs this file and asks it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import steps
 
 STREAMS = ((0, "r"), (1, "w"), (2, "w"))
 
@@ -136,6 +138,8 @@ def main() -> None:
     os.environ.update(asked["environ"])
     sys.argv = [command, *asked["words"]]
     show([sys.executable, *sys.argv])
+    if asked["dies"]:
+        steps.die_at(*asked["dies"])
 
     from ublkd import cli
 

@@ -1,0 +1,115 @@
+"""Many verbs at once on the same names and devices: one winner each, and nothing is left.
+
+THOROUGH=1: sixteen of each where this has some.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from load import files, kill, state_of
+from tools import (
+    daemons,
+    device,
+    figures,
+    fio,
+    nothing_left,
+    ublkd,
+    ublkd_json,
+    wait_until,
+)
+
+THOROUGH = "THOROUGH" in os.environ
+MANY = 16 if THOROUGH else 6
+ROUNDS = 10 if THOROUGH else 1
+
+pytestmark = [pytest.mark.deadline(2400 if THOROUGH else 240), pytest.mark.one_kernel]
+
+Words = Sequence[str | Path]
+LOST = (
+    "the name 'one' is taken by",
+    "in use by another program",
+    "there is no ublk device",
+    "is gone",
+    "was stopped or deleted",
+    "is dead",
+    "is quiesced",
+    "nobody serves",
+    "is served by process",
+)
+"""What a loser says."""
+
+
+def race(commands: Sequence[Words]) -> list[CompletedProcess[str]]:
+    """Run all at once; each succeeds, or has lost and says so in one line and a hint."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        ended = list(pool.map(lambda words: ublkd(*words, check=False), commands))
+    for done in ended:
+        lines = done.stderr.splitlines()
+        assert "Traceback" not in done.stderr, done
+        if not done.returncode:
+            continue
+        assert done.returncode == 1, done
+        assert len(lines) == 2, done
+        assert lines[1].startswith("hint: "), done
+        assert any(words in lines[0] for words in LOST), done
+    return ended
+
+
+def won(ended: Sequence[CompletedProcess[str]]) -> int:
+    return sum(not done.returncode for done in ended)
+
+
+def test_of_many_adds_of_one_name_one_wins_and_of_many_dels_all_are_content(scratch: Path) -> None:
+    add = ["add", "--target", "null", "--size", "1M", "--name", "one"]
+    assert won(race([add] * MANY)) == 1
+    assert len(ublkd_json("list")) == 1
+    ended = race([["del", "one"]] * MANY)
+    assert won(ended)
+    assert ublkd_json("list") == []
+    nothing_left()
+
+
+def test_adds_and_dels_of_one_name_leave_what_the_last_of_them_wanted(scratch: Path) -> None:
+    for _ in range(ROUNDS):
+        add = ["add", "--target", "loop", *files(scratch), "--name", "one"]
+        both: list[Words] = [add, ["del", "one"]] * MANY
+        ended = race(both)
+        added, deleted = won(ended[::2]), won(ended[1::2])
+        left = [(told["name"], told["state"]) for told in ublkd_json("list")]
+        figures(f"{MANY} adds and dels: {added} added, {deleted} deleted, {len(left)} left")
+        assert added >= 1
+        assert left in ([], [("one", "live")])
+        if left:
+            fio(f"/dev/ublkb{ublkd_json('list')[0]['id']}", "--rw=write", "--bs=64k", "--size=1m",
+                "--verify=crc32c")  # fmt: skip
+            ublkd("del", "one")
+        wait_until(lambda: not daemons(), 30, "the end of all daemons")
+        nothing_left()
+
+
+def test_whoever_serves_a_device_in_the_end_it_is_one_or_nobody(scratch: Path) -> None:
+    verbs: list[Words] = [["recover", "one"], ["upgrade", "one"], ["recover", "--all"]]
+    for number in range(3 * ROUNDS):
+        with device("loop", *files(scratch), "--name", "one") as node:
+            if number % 3:
+                kill(node)
+            end: list[Words] = [["del", "one"]] if number % 3 == 1 else []
+            ended = race([*verbs, *end, *verbs])
+            told = Counter(done.stderr.splitlines()[0] for done in ended if done.returncode)
+            figures(f"race {number}: {won(ended)} of {len(ended)} done, {dict(told)}")
+            if end and not ublkd_json("list"):
+                wait_until(lambda: not daemons(), 30, "the end of all daemons")
+                nothing_left()
+                continue
+            ublkd("recover", "--all")
+            assert state_of(node) == "live"
+            assert len(daemons()) == 1
+            fio(node, "--rw=randwrite", "--bs=4k", "--size=1m", "--verify=crc32c")
+        nothing_left()
