@@ -242,5 +242,5 @@ def await_unused(name: str, seconds: float) -> None:
     with Control() as control:
         found = named(control, StateDir(), name)
     until = time.monotonic() + seconds
-    while found and ending.claimed(found.node) and time.monotonic() < until:
+    while found and ending.claims(found.info.id) and time.monotonic() < until:
         time.sleep(0.1)

@@ -314,8 +314,8 @@ def test_when_the_system_goes_down_what_is_mounted_is_waited_for(
     monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
     monkeypatch.setattr(service, "is_going_down", lambda: down)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    mounted = [False, True, True]
-    monkeypatch.setattr("ublkd.ending.claimed", lambda _: mounted.pop())
+    mounted = ["", "mounted", "mounted"]
+    monkeypatch.setattr("ublkd.ending.claims", lambda _: mounted.pop())
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=DevState.LIVE, flags=KEPT, cookie=COOKIE)
     service.await_unused("disk", 60)
@@ -329,7 +329,7 @@ def test_it_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
     monkeypatch.setattr(service, "is_going_down", lambda: True)
-    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
+    monkeypatch.setattr("ublkd.ending.claims", lambda _: True)
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=DevState.LIVE, flags=KEPT, cookie=COOKIE)
     service.await_unused("disk", 0)
