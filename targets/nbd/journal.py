@@ -18,6 +18,19 @@ MADV_POPULATE_WRITE = 23
 """madvise(2), Linux 5.14; Python has no name for it."""
 
 
+def _at_once(fd: int) -> int:
+    """The same file, opened so that io_uring writes to it at once: else it has a worker do that,
+    as for every buffered file that cannot promise not to wait. ``fd`` itself where the kernel is
+    too old: a file in memory takes O_DIRECT since Linux 6.6.
+    """
+    try:
+        better = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_NONBLOCK)
+    except OSError:
+        return fd
+    os.close(fd)
+    return better
+
+
 class Journal:
     """A file in memory: requests are copied to it, or their pages are written to it."""
 
@@ -34,6 +47,7 @@ class Journal:
                 f"no memory for the journal of writes: {reason(error)}",
                 hint=f"it takes {size >> 20} MiB; --after-reconnect strict needs none",
             ) from error
+        self.fd = _at_once(self.fd)
         with contextlib.suppress(OSError):  # no write shall wait for a fault of a page
             self._map.madvise(MADV_POPULATE_WRITE)
         self.memory = ffi.from_buffer(self._map)
