@@ -99,6 +99,7 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 			group_drop(own_group(l->own, tag));
 	}
 	l->slots[depth].state = SLOT_FREE;
+	l->nr_sent = l->nr_sent_reads = 0;
 	l->starved = false; /* they are all kept, and sent anew */
 	link_look_again(l);
 	(void)eventfd_write(l->disk->cfg.lost_fd, 1);
@@ -198,6 +199,7 @@ static void connect_next(struct link *l)
 		return;
 	ret = own_attach(l->own, l->disk->socket, l->next_fd);
 	l->generation++;
+	l->cut_off = 0;
 	tell_state(l, NBD_CONNECTED);
 	next_is(l, -1);
 	if (ret < 0) {

@@ -16,6 +16,8 @@ enum { OWN_REPLY, OWN_TICK, OWN_GATHERED };
 
 #define NBD_JOURNAL 1 /* the fixed file of the journal, if there is one */
 
+#define NBD_REPLIES 64 /* that are taken at once */
+
 enum slot_state {
 	SLOT_FREE,
 	SLOT_SENT, /* or about to be: the answer is awaited */
@@ -61,6 +63,8 @@ struct link {
 	uint32_t generation;
 	int next_fd; /* of a connection that cannot begin yet; -1: none */
 	bool receiving; /* a reply is awaited */
+	uint32_t nr_sent; /* slots whose answer is awaited */
+	uint32_t nr_sent_reads; /* of these: data comes behind theirs */
 	bool ticking;
 	bool starved; /* some of what is kept waits for room in the journal */
 	uint64_t heard_at; /* ns: the last reply */
@@ -72,7 +76,8 @@ struct link {
 	struct outgoing out[2];
 	unsigned int filling;
 	struct slot *slots; /* one per tag, and that of a flush of our own */
-	struct nbd_reply reply;
+	struct nbd_reply replies[NBD_REPLIES]; /* those that came last */
+	uint32_t cut_off; /* bytes of the first: the rest has not come yet */
 };
 
 struct nbd {
@@ -131,8 +136,14 @@ void link_end(void *target);
 
 /* --- transmission.c ---------------------------------------------------- */
 
-/* The next reply is awaited. */
-void link_receive(struct link *l);
+/*
+ * What identifies a request: the connection, the use of the slot, the tag.
+ * So a reply cannot be mistaken for another request's.
+ */
+uint64_t link_cookie(const struct link *l, uint16_t tag);
+
+/* A request is sent, or its answer is not awaited any more. */
+void link_count_sent(struct link *l, const struct slot *s, int change);
 
 /* The slot's header, for what `e` says; its answer is awaited from now on. */
 void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e);
@@ -140,6 +151,14 @@ void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e);
 /* Looks for late answers from now on, and if any is awaited. */
 void link_tick_later(struct link *l);
 void link_look_for_late(struct link *l);
+
+/* --- replies.c --------------------------------------------------------- */
+
+/* The next reply is awaited. */
+void link_receive(struct link *l);
+
+/* It is here, or `res` says why not. */
+void link_on_reply(struct link *l, int res);
 
 /* --- outgoing.c -------------------------------------------------------- */
 

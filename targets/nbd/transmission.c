@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Requests over a link, in its queue's thread. A request is held from its
- * sending to its reply, and the payload of either goes from or into its own
- * pages.
+ * sending to its reply (replies.c), and the payload of either goes from or
+ * into its own pages.
  */
 #include <endian.h>
 #include <errno.h>
@@ -57,14 +57,17 @@ static int command_of(const struct ublksrv_io_desc *iod, uint16_t *flags)
 	}
 }
 
-/*
- * What identifies a request: the connection, the use of the slot, the tag.
- * So a reply cannot be mistaken for another request's.
- */
-static uint64_t cookie_of(const struct link *l, uint16_t tag)
+uint64_t link_cookie(const struct link *l, uint16_t tag)
 {
 	return (uint64_t)l->generation << 32 |
 	       (uint64_t)l->slots[tag].serial << 16 | tag;
+}
+
+void link_count_sent(struct link *l, const struct slot *s, int change)
+{
+	l->nr_sent += (uint32_t)change;
+	if (be16toh(s->request.command) == NBD_READ)
+		l->nr_sent_reads += (uint32_t)change;
 }
 
 /* The slot's header, for what `e` says; its answer is awaited from now on. */
@@ -82,10 +85,11 @@ void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e)
 		.magic = htobe32(NBD_REQUEST_MAGIC),
 		.flags = htobe16(e->flags),
 		.command = htobe16(e->command),
-		.cookie = htobe64(cookie_of(l, tag)),
+		.cookie = htobe64(link_cookie(l, tag)),
 		.offset = htobe64(e->offset),
 		.length = htobe32(e->length),
 	};
+	link_count_sent(l, s, 1);
 }
 
 /* The header, and behind it the request's own pages. */
@@ -178,108 +182,6 @@ static void submit_all(void *target, struct group *const *groups,
 	link_send_gathered(target);
 }
 
-/* --- replies ----------------------------------------------------------- */
-
-static int errno_of(uint32_t error)
-{
-	switch (error) {
-	case NBD_ENOSPC:
-		return -ENOSPC;
-	case NBD_ENOTSUP:
-		return -EOPNOTSUPP;
-	default:
-		return -EIO;
-	}
-}
-
-/* Writes that a flush has to cover, and the flushes that do. */
-static void note_success(struct link *l, struct slot *s)
-{
-	uint16_t command = be16toh(s->request.command);
-	bool fua = be16toh(s->request.flags) & NBD_FLAG_FUA;
-
-	if (command == NBD_FLUSH)
-		link_note_flush(l, s->covers);
-	/* with a ticket once the journal has its data: link_keep() */
-	else if (nbd_changes(command) && !fua && s->ticket < 0)
-		link_note_write(l, -1);
-}
-
-static void take_reply(struct link *l, struct group *g, uint32_t error)
-{
-	struct slot *s = link_slot(l, g);
-	uint16_t command = be16toh(s->request.command);
-	uint32_t length = be32toh(s->request.length);
-	/* what counts of a write that was gathered: it has no members */
-	int done = command == NBD_WRITE ? (int)length : 0;
-
-	if (error == 0)
-		note_success(l, s);
-	if (error == 0 && command == NBD_READ) {
-		s->state = SLOT_RECEIVING;
-		(void)group_recv(g, l->disk->socket, 0, length);
-	} else {
-		s->state = SLOT_ANSWERED;
-		s->refused = error;
-		group_complete(g, error ? errno_of(error) : done);
-	}
-	group_drop(g);
-}
-
-void link_receive(struct link *l)
-{
-	if (l->state != NBD_CONNECTED)
-		return;
-	l->receiving = !own_recv(l->own, OWN_REPLY, l->disk->socket, &l->reply,
-				 sizeof(l->reply));
-	if (!l->receiving)
-		link_lose(l, NBD_LOST_SOCKET, -ECONNRESET);
-}
-
-/* Whether a cookie names a request that waits for an answer. */
-static bool was_asked(const struct link *l, uint64_t cookie)
-{
-	uint16_t tag = (uint16_t)cookie;
-
-	return tag <= own_depth(l->own) && l->slots[tag].state == SLOT_SENT &&
-	       cookie == cookie_of(l, tag);
-}
-
-static void on_reply(struct link *l, int res)
-{
-	uint32_t error = be32toh(l->reply.error);
-	uint64_t cookie = be64toh(l->reply.cookie);
-	uint16_t tag = (uint16_t)cookie;
-
-	l->receiving = false;
-	if (l->state != NBD_CONNECTED) {
-		link_look_again(l);
-		return;
-	}
-	if (res < 0) {
-		link_lose(l, NBD_LOST_SOCKET, res);
-		return;
-	}
-	if (be32toh(l->reply.magic) != NBD_REPLY_MAGIC) {
-		link_lose(l, NBD_LOST_MAGIC, 0);
-		return;
-	}
-	if (!was_asked(l, cookie)) {
-		link_lose(l, NBD_LOST_COOKIE, 0);
-		return;
-	}
-	if (error == NBD_ESHUTDOWN) {
-		link_lose(l, NBD_LOST_SHUTDOWN, 0);
-		return;
-	}
-	l->heard_at = stats_now();
-	if (tag == own_depth(l->own))
-		link_on_room(l, error);
-	else
-		take_reply(l, own_group(l->own, tag), error);
-	link_receive(l);
-}
-
 /* --- time -------------------------------------------------------------- */
 
 /*
@@ -327,7 +229,7 @@ static void on_own(void *target, unsigned int id, int res)
 
 	switch (id) {
 	case OWN_REPLY:
-		on_reply(l, res);
+		link_on_reply(l, res);
 		break;
 	case OWN_TICK:
 		on_tick(l);

@@ -125,10 +125,12 @@ static void make_room(struct link *l)
 	if (is_flushing(l) || !journal_can_shrink(l->disk->journal))
 		return; /* whatever ends next wakes the link */
 	link_prepare(l, tag, &flush);
-	if (link_gather(l, NULL, &s->request, 0))
+	if (link_gather(l, NULL, &s->request, 0)) {
 		link_tick_later(l);
-	else
-		s->state = SLOT_FREE; /* once something has gone out */
+		return;
+	}
+	s->state = SLOT_FREE; /* once something has gone out */
+	link_count_sent(l, s, -1);
 }
 
 int64_t link_take_room(struct link *l, const struct nbd_entry *e)

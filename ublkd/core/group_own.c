@@ -112,6 +112,13 @@ int own_recv(struct own *o, unsigned int id, uint16_t file, void *memory,
 					  .len = len });
 }
 
+int own_recv_now(const struct own *o, uint16_t file, void *memory, uint32_t len)
+{
+	const struct lane *lane = group_lane(o->group->env, file);
+
+	return lane ? lane_recv_now(lane, memory, len) : -ENOTSOCK;
+}
+
 int own_send(struct own *o, unsigned int id, uint16_t file, const void *memory,
 	     uint32_t len, uint32_t flags)
 {

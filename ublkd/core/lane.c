@@ -117,6 +117,22 @@ void lane_break(struct lane *l, int err)
 		stream_abort(l->fd);
 }
 
+int lane_recv_now(const struct lane *l, void *memory, uint32_t len)
+{
+	ssize_t got;
+
+	if (l->error)
+		return l->error;
+	if (l->lines[LANE_RECV].first)
+		return -EAGAIN; /* it comes first */
+	do
+		got = recv(l->fd, memory, len, MSG_DONTWAIT);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+	return got ? (int)got : -ECONNRESET;
+}
+
 void lane_end(struct lane *l, const void *last, uint32_t len)
 {
 	if (l->error)

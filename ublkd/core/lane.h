@@ -60,6 +60,12 @@ struct lane_turn *lane_leave(struct lane *l, enum lane_way way);
 void lane_break(struct lane *l, int err);
 
 /*
+ * What has arrived already, without waiting: bytes; -EAGAIN: nothing, or
+ * somebody stands in line for it; -errno, -ECONNRESET at the end.
+ */
+int lane_recv_now(const struct lane *l, void *memory, uint32_t len);
+
+/*
  * The end of a connection, both ways and at once. Nothing that the other side
  * has not received yet is delivered any more.
  */

@@ -55,6 +55,13 @@ int own_recv(struct own *o, unsigned int id, uint16_t file, void *memory,
 int own_send(struct own *o, unsigned int id, uint16_t file, const void *memory,
 	     uint32_t len, uint32_t flags);
 
+/*
+ * Without waiting and without on_own(): bytes, of what has arrived already and
+ * nobody stands in line for; -EAGAIN: nothing; -errno, -ECONNRESET as above.
+ */
+int own_recv_now(const struct own *o, uint16_t file, void *memory,
+		 uint32_t len);
+
 /* on_own() with 0, once the time is over. */
 void own_delay(struct own *o, unsigned int id, uint64_t ns);
 
