@@ -8,7 +8,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from ublkd import (
     below,
@@ -140,13 +140,9 @@ def serve_again(
     ready: Callable[[Ready], None],
     log: Log,
     manner: Manner = ALONE,
-    *,
-    origin: str | None = None,
 ) -> None:
     """Serve a device that the driver has kept when its daemon died, until it is stopped or a signal
     arrives. Raises UblkdError as ``serve`` does; the device is then as it was before.
-
-    ``origin``: the file that it belongs to from now on, whatever it did before.
     """
     from ublkd.log import logged
 
@@ -154,8 +150,6 @@ def serve_again(
     with Control() as control:
         memory.guard(log)
         taken = recovery.take(control, states, dev_id, cookie)
-        if origin is not None:
-            taken = replace(taken, state=replace(taken.state, origin=origin))
         device = recovery.device(control, states, taken)
         entered = recovery.entered(control, device, taken)
         with logged(log), _signals() as signalled, entered as disk:

@@ -140,7 +140,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     with Control() as control:
         states.prepare()
         ending.sweep(control, states)
-        kept = _kept(control, states, file.name)
+        kept = _kept(control, states, file)
     manner = Supervised(notifier, say, keep=keep)
 
     def log(line: str) -> None:
@@ -166,23 +166,26 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         manner.ready(ready, f"serves {ready.node} again, target {file.config.target}")
 
     info = kept.info
-    daemon.serve_again(info.id, info.cookie, again, log, manner, origin=str(file.path))
+    daemon.serve_again(info.id, info.cookie, again, log, manner)
 
 
-def _kept(control: Control, states: StateDir, name: str) -> Found | None:
-    """The device of that name, if nobody serves it and it can be taken over.
+def _kept(control: Control, states: StateDir, file: DeviceFile) -> Found | None:
+    """The device that was made from the file, if nobody serves it and it can be taken over.
 
-    A dead one is deleted. Raises UblkdError for one that is served.
+    A dead one is deleted. Raises UblkdError for one that is served, or was not made from the file.
     """
     until = time.monotonic() + DEAD_SECONDS
     while True:
-        found = named(control, states, name)
-        if found is None or found.is_orphan:
+        found = named(control, states, file.name)
+        if found is None:
+            return None
+        _refuse_other(found, file)
+        if found.is_orphan:
             return found
         if found.served:
             raise UblkdError(
                 f"{found.called} is served by process {found.pid} already",
-                hint=f"'ublkd del {printable(name)}' ends it; a device has one daemon",
+                hint=f"'ublkd del {printable(file.name)}' ends it; a device has one daemon",
             )
         if is_being_made(found):
             assert found.state
@@ -196,6 +199,18 @@ def _kept(control: Control, states: StateDir, name: str) -> Found | None:
         if time.monotonic() > until:  # without recovery, and its daemon has just died
             raise UblkdError(f"{found.called} has no daemon and is not dead yet", hint="see dmesg")
         time.sleep(0.05)
+
+
+def _refuse_other(found: Found, file: DeviceFile) -> None:
+    """Raise UblkdError for a device that only has the file's name: it is not the file's."""
+    assert found.state
+    if (origin := found.state.origin) == str(file.path):
+        return
+    made = "by hand" if origin is None else f"from {printable(origin)}"
+    raise UblkdError(
+        f"{found.called} was made {made}, and not from {printable(str(file.path))}",
+        hint=f"give one of them another name, or delete the device: 'ublkd del {found.info.id}'",
+    )
 
 
 def is_being_made(found: Found) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ublkd import changes, config, follow, manage, names, recovery, registry
 from ublkd.config import RawOption
 from ublkd.control import Control
-from ublkd.errors import UblkdError, UsageError
+from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
 from ublkd.target import Option
@@ -54,6 +54,7 @@ def set_options(
 
     def edit(now: DeviceState) -> DeviceState:
         if called is not None and called != now.name:
+            _refuse_of_file(found, now)
             names.refuse_taken(control, states, called, but=now.id)
         return replace(now, name=called or now.name, options={**now.options, **values})
 
@@ -73,6 +74,17 @@ def _refuse_unchangeable(found: Found) -> DeviceState:
     if found.state is None:
         raise recovery.forgotten(found.called, found.info.id)
     return found.state
+
+
+def _refuse_of_file(found: Found, state: DeviceState) -> None:
+    """Whoever starts the device of a file finds it by its name: under another one it would be
+    taken for gone, and a second disk be made of what stands behind it.
+    """
+    if state.origin is not None:
+        raise UblkdError(
+            f"{found.called} is called like its file, {printable(state.origin)}",
+            hint="delete it, give the file the other name, and start that",
+        )
 
 
 def _hint(known: Mapping[str, Option]) -> str:

@@ -32,7 +32,8 @@ FILE = DeviceFile(
     config=replace(build("null", {}, name="disk"), origin="/etc/ublkd/disk.toml"),
 )
 STATE = DeviceState(id=3, cookie=COOKIE, pid=1, name="disk", target="null",
-                    options=dict(FILE.config.options), lease="copy", started=True)  # fmt: skip
+                    options=dict(FILE.config.options), lease="copy", started=True,
+                    origin="/etc/ublkd/disk.toml")  # fmt: skip
 
 
 class Driver(FakeControl):
@@ -203,8 +204,8 @@ def started(
         daemon, "serve", lambda config, *_: driver.log.append(f"serve {config.origin}")
     )
 
-    def again(dev_id: int, *_: object, origin: str) -> None:
-        driver.log.append(f"serve {dev_id} again {origin}")
+    def again(dev_id: int, *_: object) -> None:
+        driver.log.append(f"serve {dev_id} again")
 
     monkeypatch.setattr(daemon, "serve_again", again)
 
@@ -235,7 +236,23 @@ def test_a_device_that_the_driver_has_kept_is_taken_over(
 ) -> None:
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=state, flags=KEPT, cookie=COOKIE)
-    assert started() == ["serve 3 again /etc/ublkd/disk.toml"]
+    assert started() == ["serve 3 again"]
+
+
+@pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.DEAD, DevState.LIVE])
+@pytest.mark.parametrize(
+    ("origin", "made"), [(None, "by hand"), ("/else/disk.toml", "from /else/disk.toml")]
+)
+def test_a_device_that_only_has_the_name_is_neither_taken_over_nor_deleted(
+    driver: Driver, tmp_path: Path, started: Callable[[], list[str]], state: DevState,
+    origin: str | None, made: str,
+) -> None:  # fmt: skip
+    states = remembering(tmp_path, replace(STATE, origin=origin))
+    driver.known[3] = dev_info(3, state=state, flags=KEPT, cookie=COOKIE)
+    with pytest.raises(UblkdError, match=f"was made {made}, and not from /etc/ublkd/disk.toml"):
+        started()
+    assert not driver.log
+    assert states.read(3) == replace(STATE, origin=origin)
 
 
 def test_what_the_file_says_now_is_told_and_waits(

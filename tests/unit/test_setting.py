@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info, remembering
+from tests.unit.helpers import is_one_line
 from ublkd import changes, manage, names, setting
 from ublkd.errors import NotPossibleError, UblkdError, UsageError
 from ublkd.manage import Found
@@ -90,6 +91,16 @@ def test_another_name_is_had_if_nobody_has_it(world: World) -> None:
     assert world.set(name="taken").name == "taken"
     with pytest.raises(UsageError, match="cannot be a name"):
         world.set(name="0")
+
+
+def test_a_device_of_a_file_is_called_like_its_file(world: World) -> None:
+    of_file = replace(STATE, origin="/etc/ublkd/data.toml")
+    world.states.write(of_file)
+    with pytest.raises(UblkdError, match=r"called like its file, /etc/ublkd/data\.toml") as caught:
+        world.set(name="other", request_timeout="2.5")
+    assert is_one_line(caught.value.message)
+    assert world.states.read(3) == of_file
+    assert world.set(name="data", request_timeout="2.5").options["request_timeout"] == 2.5
 
 
 def test_with_a_mistake_nothing_changes(world: World) -> None:
