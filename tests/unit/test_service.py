@@ -18,6 +18,7 @@ from ublkd.config import build
 from ublkd.control import CommandError
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import UblkdError
+from ublkd.holders import Holders, Process
 from ublkd.notify import Notifier
 from ublkd.service import Supervised
 from ublkd.state import DeviceState, StateDir
@@ -112,8 +113,22 @@ def test_a_disk_that_nobody_uses_is_stopped_and_then_goes(ending: Ending, said: 
     assert not said
 
 
-def test_an_older_driver_cannot_tell_of_one_that_is_only_open(ending: Ending) -> None:
-    assert ending(KEPT | Feature.QUIESCE) == []
+@pytest.mark.parametrize(
+    ("flags", "done"),
+    [(KEPT, ["leave", "vanish"]), (KEPT | Feature.QUIESCE, ["leave", "quiesce"])],
+)
+def test_where_the_driver_cannot_tell_of_one_that_is_only_open_we_look(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str], flags: Feature,
+    done: list[str],
+) -> None:  # fmt: skip
+    openers: list[Process] = []
+    monkeypatch.setattr("ublkd.holders.of", lambda *_, **__: Holders(open_by=tuple(openers)))
+    assert ending(flags) == []
+    openers.append(Process(pid=8, command="(udev-worker)"))  # only looks
+    assert ending(flags) == []
+    openers.append(Process(pid=7, command="dd"))
+    assert ending(flags) == done
+    assert said[0].startswith("/dev/ublkb3 is in use: open by ")
 
 
 def test_a_disk_that_is_open_is_left_to_the_driver(
