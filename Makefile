@@ -19,11 +19,11 @@ SOURCES := pyproject.toml meson.build meson.options LICENSE \
 # A connection has a CPU of its own, and guests have two.
 FOUR_CPUS := tests/device/test_nbd_connections.py
 
-C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] tests/core/*.[ch])
+C_SOURCES := $(wildcard ublkd/core/*.[ch] targets/*.[ch] targets/nbd/*.[ch] tests/core/*.[ch] tests/bench/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-faults soak-lives soak-memory soak-nbd soak-systemd systemd package install uninstall man deb bench-quick bench-stripe bench-nbd clean
+.PHONY: help deps install-dev demo test lab shell lint format types unit core core-asan device soak soak-faults soak-lives soak-memory soak-nbd soak-systemd systemd package install uninstall man deb bench-quick bench-stripe bench-nbd bench-bound clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ bench-stripe: $(VENV)/installed.stamp ## the stripe target beside the loop targe
 
 bench-nbd: $(VENV)/installed.stamp ## the nbd target beside the kernel's nbd, the same way
 	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/nbd.py'
+
+bench-bound: $(VENV)/installed.stamp ## what any server in user space can reach of the kernel's nbd at best
+	@$(LAB) run --kernel $(KERNEL) --mem $(MEM) --counting -- 'python3 tests/bench/bound.py'
 
 test: $(VENV)/installed.stamp ## lint, types, packages, unit, core (and sanitized), device on both kernels
 	@$(BIN)/python tests/all.py
