@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from ublkd.errors import UblkdError, printable
 from ublkd.target import API_VERSION, Group, IoDesc, Op, Option, OptionValue
-from ublkd.targets.legs import OPTIONS, Legs
+from ublkd.targets.legs import Legs, options_for
 
 MOST = 64
 PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -23,7 +23,7 @@ class ConcatTarget:
     """The first file's bytes, then the second's, and so on."""
 
     api_version: ClassVar[int] = API_VERSION
-    options: ClassVar[Sequence[Option]] = OPTIONS
+    options: ClassVar[Sequence[Option]] = options_for(MOST)
 
     def __init__(self, legs: Legs) -> None:
         """Takes the legs over, to close them."""
@@ -50,7 +50,7 @@ class ConcatTarget:
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
         """The options above, by key. Raises UblkdError with the cause."""
-        return cls(Legs.from_options("concat", options, MOST))
+        return cls(Legs.from_options(options))
 
     def files(self) -> Sequence[int]:
         """The backings, in their order."""

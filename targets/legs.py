@@ -9,34 +9,39 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from ublkd._core import lib
-from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.errors import UblkdError, printable
 from ublkd.target import BLOCK_SIZE, Option, OptionValue, Params
 from ublkd.targets.backing import UNBOUNDED, Backing
 
-OPTIONS: tuple[Option, ...] = (
-    Option(
-        name="file",
-        help="a file or block device; give it once for each",
-        kind="path",
-        required=True,
-        multiple=True,
-        exclusive=True,
-    ),
-    Option(
-        name="direct-io",
-        help="bypass the page cache of the backings: auto (default), on, off",
-        kind="choice",
-        choices=("auto", "on", "off"),
-        default="auto",
-    ),
-    Option(
-        name="share",
-        help="serve the backings even if another program has them in use",
-        kind="flag",
-        default=False,
-    ),
-    BLOCK_SIZE,
-)
+
+def options_for(most: int) -> tuple[Option, ...]:
+    """The options of a target that takes at most so many."""
+    return (
+        Option(
+            name="file",
+            help="a file or block device; give it once for each",
+            kind="path",
+            required=True,
+            multiple=True,
+            minimum=2,
+            maximum=most,
+            exclusive=True,
+        ),
+        Option(
+            name="direct-io",
+            help="bypass the page cache of the backings: auto (default), on, off",
+            kind="choice",
+            choices=("auto", "on", "off"),
+            default="auto",
+        ),
+        Option(
+            name="share",
+            help="serve the backings even if another program has them in use",
+            kind="flag",
+            default=False,
+        ),
+        BLOCK_SIZE,
+    )
 
 
 class Legs:
@@ -47,14 +52,10 @@ class Legs:
         self.backings = backings
 
     @classmethod
-    def from_options(cls, target: str, options: Mapping[str, OptionValue], most: int) -> Self:
+    def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
         """Open every ``file``. Raises UblkdError with the cause; nothing stays open then."""
         paths = options["file"]
-        if not isinstance(paths, tuple) or not 2 <= len(paths) <= most:
-            raise UsageError(
-                f"target {target} needs more than one --file, and at most {most}",
-                hint=f"ublkd add --target {target} --file A --file B",
-            )
+        assert isinstance(paths, tuple)
         _refuse_twice(paths)
         block = options["block_size"]
         with ExitStack() as undo:

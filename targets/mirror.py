@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from ublkd._core import ffi, lib
 from ublkd.errors import UblkdError
 from ublkd.target import API_VERSION, Native, Option, OptionValue
-from ublkd.targets.legs import OPTIONS, Legs
+from ublkd.targets.legs import Legs, options_for
 
 
 class MirrorTarget:
@@ -19,7 +19,7 @@ class MirrorTarget:
     """
 
     api_version: ClassVar[int] = API_VERSION
-    options: ClassVar[Sequence[Option]] = OPTIONS
+    options: ClassVar[Sequence[Option]] = options_for(lib.MIRROR_MAX_LEGS)
 
     def __init__(self, legs: Legs) -> None:
         """Takes the legs over, to close them."""
@@ -36,7 +36,7 @@ class MirrorTarget:
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
         """The options above, by key. Raises UblkdError with the cause."""
-        return cls(Legs.from_options("mirror", options, lib.MIRROR_MAX_LEGS))
+        return cls(Legs.from_options(options))
 
     def files(self) -> Sequence[int]:
         """The backings, in their order."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from ublkd._core import ffi, lib
 from ublkd.errors import UsageError
 from ublkd.target import API_VERSION, Native, Option, OptionValue
-from ublkd.targets.legs import OPTIONS, Legs
+from ublkd.targets.legs import Legs, options_for
 
 WHOLE = 1 << 20
 """Bytes of a request that is served in one go; the rest of a larger one comes back as a new one."""
@@ -19,7 +19,7 @@ class StripeTarget:
 
     api_version: ClassVar[int] = API_VERSION
     options: ClassVar[Sequence[Option]] = (
-        *OPTIONS,
+        *options_for(lib.STRIPE_MAX_LEGS),
         Option(
             name="chunk",
             help="bytes on one file before the next one's turn (default 64K)",
@@ -61,7 +61,7 @@ class StripeTarget:
         """The options above, by key. Raises UblkdError with the cause."""
         chunk = options["chunk"]
         assert isinstance(chunk, int)
-        return cls(Legs.from_options("stripe", options, lib.STRIPE_MAX_LEGS), chunk)
+        return cls(Legs.from_options(options), chunk)
 
     def files(self) -> Sequence[int]:
         """The backings, in their order."""

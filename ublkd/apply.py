@@ -11,13 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from ublkd import daemon, differences, ending, manage
+from ublkd import daemon, differences, ending, manage, setting
 from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
 from ublkd.differences import Change
-from ublkd.errors import UblkdError, printable
+from ublkd.errors import NotPossibleError, UblkdError, printable
 from ublkd.manage import Found
-from ublkd.service import is_being_made, named
+from ublkd.service import named
 from ublkd.state import StateDir
 from ublkd.systemd import SYSTEMD, systemctl, unit
 from ublkd.uapi import DevState
@@ -29,6 +29,7 @@ class Action(StrEnum):
     ADD = "add"
     DEL = "del"
     CHANGE = "change"  # deleted, and made anew
+    SET = "set"  # changed while the disk is there, and may be in use
     RECOVER = "recover"
     KEEP = "keep"  # it should be changed or deleted, and cannot be
     SAME = "same"
@@ -87,15 +88,20 @@ def _wanted(folder: Path, name: str, device: Present | None) -> Step:
         return Step(action=Action.KEEP, name=name, why=f"{device.node} was made {origin}")
     if device.dead:
         return Step(action=Action.CHANGE, name=name, why="it is dead (anew)")
-    if not device.changes or (device.claimed and not device.served):
-        action = Action.SAME if device.served else Action.RECOVER
-        return Step(action=action, name=name)
-    why = ", ".join(map(str, device.changes))
-    if device.claimed:
-        why, action = f"in use ({why})", Action.KEEP
+    changes, why = device.changes, ", ".join(map(str, device.changes))
+    live = [change for change in changes if change.live]
+    all_live = len(live) == len(changes)
+    if not device.served and (all_live or device.claimed):
+        action, changes, why = Action.RECOVER, live, ", ".join(map(str, live))
+    elif not changes:
+        action = Action.SAME
+    elif all_live:
+        action = Action.SET
+    elif device.claimed:
+        action, why = Action.KEEP, f"in use ({why})"
     else:
-        why, action = f"{why} (anew)", Action.CHANGE
-    return Step(action=action, name=name, why=why, changes=device.changes)
+        action, why = Action.CHANGE, f"{why} (anew)"
+    return Step(action=action, name=name, why=why, changes=changes)
 
 
 def _unwanted(device: Present, wrong: bool) -> Step:
@@ -126,9 +132,10 @@ def _present(
             continue
         file = files.get(state.name)
         other = differences.between(state, file.config) if file else []
-        making = is_being_made(device)
+        making = device.is_being_made
         dead = device.info.state is DevState.DEAD and not making
-        goes = not dead and state.name not in wrong and (bool(other) or not file)
+        anew = any(not change.live for change in other)
+        goes = not dead and state.name not in wrong and (anew or not file)
         yield Present(
             name=state.name,
             origin=state.origin,
@@ -142,7 +149,7 @@ def _present(
 
 
 class Hands(Protocol):
-    """Who starts and ends daemons. Both raise UblkdError."""
+    """Who starts, ends and changes devices. All raise UblkdError."""
 
     def start(self, file: DeviceFile) -> None:
         """Have the device of a file served: made, or taken over."""
@@ -150,6 +157,10 @@ class Hands(Protocol):
 
     def end(self, name: str) -> None:
         """Have it gone, if it is not in use."""
+        ...
+
+    def change(self, file: DeviceFile) -> None:
+        """Have it go by what the file says and can change while the disk is there."""
         ...
 
 
@@ -179,13 +190,20 @@ def carry_out(
             except UblkdError as error:
                 failed[step.name] = error
     for step in steps:
-        starts = step.action in (Action.ADD, Action.CHANGE, Action.RECOVER)
-        if starts and step.name not in failed:
+        if step.name not in failed:
             try:
-                by.start(by_name[step.name])
+                _begin(step, by_name, by)
             except UblkdError as error:
                 failed[step.name] = error
     return failed
+
+
+def _begin(step: Step, files: Mapping[str, DeviceFile], by: Hands) -> None:
+    if step.action in (Action.ADD, Action.CHANGE, Action.RECOVER):
+        by.start(files[step.name])
+    # not before it is served: whoever serves it may say that it cannot, and goes on as before
+    if step.action is Action.SET or (step.action is Action.RECOVER and step.changes):
+        by.change(files[step.name])
 
 
 class Ours:
@@ -207,8 +225,21 @@ class Ours:
             if found := named(control, states, name):
                 ending.delete(control, states, found)
 
+    def change(self, file: DeviceFile) -> None:
+        """See Hands. As of ``set``, and what is live is asked anew: it may be another device."""
+        with Control() as control:
+            states = StateDir()
+            found = named(control, states, file.name)
+            if found is None or found.state is None:
+                raise UblkdError(f"{file.name} is gone", hint="see 'ublkd list'")
+            if values := differences.live(found.state, file.config):
+                try:
+                    setting.set_values(control, states, found, values)
+                except NotPossibleError as error:
+                    raise UblkdError(f"{found.called}: {error.message}", hint=error.hint) from error
 
-class Systemd:
+
+class Systemd(Ours):
     """Units, one for each device."""
 
     def start(self, file: DeviceFile) -> None:
@@ -219,7 +250,7 @@ class Systemd:
         """See Hands. What no unit serves, or serves no more, is deleted."""
         systemctl("stop", unit(name))
         try:
-            Ours().end(name)
+            super().end(name)
         except UblkdError:  # mounted just now, and so left to the driver
             systemctl("start", unit(name))
             raise

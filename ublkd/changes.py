@@ -176,6 +176,26 @@ class Changes:
         except UblkdError as error:  # it is taken back when its time is over
             self._log(f"/dev/ublkb{dev_id}: no answer can be written: {error.message}")
 
+    def adopt(self, values: Mapping[str, OptionValue]) -> None:
+        """Go by other values of live options that nobody has asked for, by key, and remember them.
+
+        What the target does not take, or cannot be remembered, is logged.
+        """
+        assert self._disk.info is not None
+        state = self._states.read(self._disk.id)
+        if not values or state is None or state.cookie != self._disk.info.cookie:
+            return
+
+        def edit(now: DeviceState) -> DeviceState:
+            return replace(now, options={**now.options, **values})
+
+        if self._go_by(edit(state)):
+            return
+        try:
+            self._states.update(state.id, state.cookie, edit)
+        except UblkdError as error:
+            self._log(f"/dev/ublkb{state.id}: that is not remembered: {error.message}")
+
     def _go_by(self, state: DeviceState) -> str:
         """What is wrong with it; all is as before then."""
         target = self._disk.target

@@ -190,8 +190,22 @@ def parse_options(
         missing = given is None or given == ()
         if missing and option.required:
             raise UsageError(f"target {target} needs --{name}", hint=option.help)
+        if isinstance(given, tuple) and given:
+            _refuse_times(target, option, len(given))
         values[option.key] = option.default if missing else _parsed(option, given)
     return values
+
+
+def _refuse_times(target: str, option: Option, times: int) -> None:
+    """Raise UsageError for an option that is given too often, or not often enough."""
+    if option.minimum <= times <= option.maximum:
+        return
+    span = f"at least {option.minimum}"
+    if option.maximum != Option.maximum:
+        span = f"{option.minimum} to {option.maximum}"
+    raise UsageError(
+        f"target {target} takes --{option.name} {span} times, not {times}", hint=option.help
+    )
 
 
 def parse_name(text: str) -> str:

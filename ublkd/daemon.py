@@ -30,7 +30,7 @@ from ublkd.errors import UblkdError
 from ublkd.features import Recovery, groups, negotiate
 from ublkd.manage import Found
 from ublkd.state import StateDir, new_cookie
-from ublkd.target import Target
+from ublkd.target import OptionValue, Target
 from ublkd.uevent import wait_for_node
 
 NODE_SECONDS = 15
@@ -131,7 +131,7 @@ def serve(
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
             log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}, recovery {features.recovery.value}")  # fmt: skip
-            _until_the_end(disk, signalled, log, manner)
+            _until_the_end(disk, signalled, log, manner, {})
 
 
 def serve_again(
@@ -140,9 +140,13 @@ def serve_again(
     ready: Callable[[Ready], None],
     log: Log,
     manner: Manner = ALONE,
+    *,
+    live: Mapping[str, OptionValue] | None = None,
 ) -> None:
     """Serve a device that the driver has kept when its daemon died, until it is stopped or a signal
     arrives. Raises UblkdError as ``serve`` does; the device is then as it was before.
+
+    ``live``: what its file says of options that can change while the disk is there, by key.
     """
     from ublkd.log import logged
 
@@ -156,13 +160,20 @@ def serve_again(
             with contextlib.suppress(OSError):  # it is served, whether anybody hears of it or not
                 ready(Ready(id=disk.id))
             log(f"/dev/ublkb{disk.id} is served again")
-            _until_the_end(disk, signalled, log, manner)
+            _until_the_end(disk, signalled, log, manner, live or {})
 
 
-def _until_the_end(disk: Device, signalled: int, log: Log, manner: Manner) -> None:
+def _until_the_end(
+    disk: Device,
+    signalled: int,
+    log: Log,
+    manner: Manner,
+    adopted: Mapping[str, OptionValue],
+) -> None:
     dump = recorder.Dump(StateDir().counters(disk.id), log)
     changed = changes.Changes(StateDir(), disk, log)
     changed.look()  # what was changed between the last daemon and this one
+    changed.adopt(adopted)
     follower = follow.Follower(disk.control, disk.id, disk.target, log)
 
     def pause() -> float:

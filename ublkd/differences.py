@@ -10,7 +10,7 @@ from ublkd import registry
 from ublkd.config import GENERAL, DeviceConfig, format_size
 from ublkd.errors import printable
 from ublkd.state import DeviceState
-from ublkd.target import Option
+from ublkd.target import Option, OptionValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,12 @@ def between(state: DeviceState, wanted: DeviceConfig) -> list[Change]:
     if state.target != wanted.target:
         return [Change(key="target", old=printable(state.target), new=printable(wanted.target))]
     return [*_general(state, wanted), *_of_target(state, wanted)]
+
+
+def live(state: DeviceState, wanted: DeviceConfig) -> dict[str, OptionValue]:
+    """What of it can be changed while the disk is there: the values that the file has, by key."""
+    keys = [change.key.replace("-", "_") for change in between(state, wanted) if change.live]
+    return {key: wanted.options[key] for key in keys}
 
 
 def _general(state: DeviceState, wanted: DeviceConfig) -> Iterator[Change]:
@@ -73,6 +79,8 @@ def _shown(option: Option, value: Any) -> str:
         return "true" if value else "false"
     if option.kind == "size" and isinstance(value, int):
         return format_size(value)
+    if isinstance(value, float):
+        return f"{value:.9f}".rstrip("0").rstrip(".")
     if isinstance(value, tuple):
         return ", ".join(printable(str(one)) for one in value)
     return "none" if value is None else printable(str(value))

@@ -76,6 +76,13 @@ class Found:
         return self.ours and self.info.state is DevState.DEAD and given_up
 
     @property
+    def is_being_made(self) -> bool:
+        """Whether it is no disk yet, and somebody is about to make it one: it looks dead."""
+        state = self.state
+        dead = self.info.state is DevState.DEAD
+        return bool(dead and state and not state.started and is_there(state.pid))
+
+    @property
     def called(self) -> str:
         """How a message names it."""
         name = self.state.name if self.state else None

@@ -11,20 +11,20 @@ import os
 import time
 from collections.abc import Callable
 
-from ublkd import daemon, differences, ending, manage, names, notify
+from ublkd import daemon, differences, ending, follow, manage, names, notify
 from ublkd.background import Log
 from ublkd.control import CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
 from ublkd.device import Device
 from ublkd.devicefiles import DeviceFile
-from ublkd.errors import UblkdError, printable
+from ublkd.errors import NotPossibleError, UblkdError, printable
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import Found
 from ublkd.notify import INFO, WARNING, Notifier
-from ublkd.process import is_there
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.systemd import is_going_down
+from ublkd.target import OptionValue
 from ublkd.uapi import DevState, Feature
 from ublkd.watchdog import Watchdog
 
@@ -141,6 +141,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         states.prepare()
         ending.sweep(control, states)
         kept = _kept(control, states, file)
+        live = _live(control, kept, file, say) if kept else {}
     manner = Supervised(notifier, say, keep=keep)
 
     def log(line: str) -> None:
@@ -154,10 +155,6 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
 
             daemon.serve(file.config, new_cookie(), first, log, manner)
         return
-    if kept.state:
-        for change in differences.between(kept.state, file.config):
-            say(f"{file.path} says {change.key} {change.new}, and {kept.called} was made with "
-                f"{change.old}: that waits until it is made anew", WARNING)  # fmt: skip
     notifier.status(f"takes {kept.called} over")
     notifier.extend(2 * TAKE_SECONDS)
 
@@ -166,7 +163,28 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         manner.ready(ready, f"serves {ready.node} again, target {file.config.target}")
 
     info = kept.info
-    daemon.serve_again(info.id, info.cookie, again, log, manner)
+    daemon.serve_again(info.id, info.cookie, again, log, manner, live=live)
+
+
+def _live(control: Control, kept: Found, file: DeviceFile, say: Say) -> dict[str, OptionValue]:
+    """What a file says otherwise of a device that is there, and can be so while it is; by key.
+
+    The rest is logged.
+    """
+    if kept.state is None:
+        return {}
+    values = differences.live(kept.state, file.config)
+    for change in differences.between(kept.state, file.config):
+        if not change.live:
+            say(f"{file.path} says {change.key} {change.new}, and {kept.called} was made with "
+                f"{change.old}: that waits until it is made anew", WARNING)  # fmt: skip
+    if values:
+        try:
+            follow.refuse_impossible(values, control.get_features())
+        except NotPossibleError as error:
+            say(f"{kept.called} goes on as it was made: {error.message}", WARNING)
+            return {}
+    return values
 
 
 def _kept(control: Control, states: StateDir, file: DeviceFile) -> Found | None:
@@ -187,7 +205,7 @@ def _kept(control: Control, states: StateDir, file: DeviceFile) -> Found | None:
                 f"{found.called} is served by process {found.pid} already",
                 hint=f"'ublkd del {printable(file.name)}' ends it; a device has one daemon",
             )
-        if is_being_made(found):
+        if found.is_being_made:
             assert found.state
             raise UblkdError(
                 f"{found.called} is being made by process {found.state.pid}",
@@ -211,13 +229,6 @@ def _refuse_other(found: Found, file: DeviceFile) -> None:
         f"{found.called} was made {made}, and not from {printable(str(file.path))}",
         hint=f"give one of them another name, or delete the device: 'ublkd del {found.info.id}'",
     )
-
-
-def is_being_made(found: Found) -> bool:
-    """Whether it is no disk yet, and somebody is about to make it one: it looks dead."""
-    state = found.state
-    dead = found.info.state is DevState.DEAD
-    return bool(dead and state and not state.started and is_there(state.pid))
 
 
 def named(control: Control, states: StateDir, name: str) -> Found | None:

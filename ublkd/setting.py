@@ -11,7 +11,7 @@ from ublkd.control import Control
 from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
-from ublkd.target import Option
+from ublkd.target import Option, OptionValue
 from ublkd.uapi import DevState
 
 
@@ -49,8 +49,20 @@ def set_options(
         if not known[word].live:
             raise fixed(found, word)
     values = config.parse_options(state.target, {word: known[word] for word in given}, given)
-    follow.refuse_impossible(values, control.get_features())
     called = None if name is None else config.parse_name(name)
+    return set_values(control, states, found, values, called=called)
+
+
+def set_values(
+    control: Control,
+    states: StateDir,
+    found: Found,
+    values: Mapping[str, OptionValue],
+    *,
+    called: str | None = None,
+) -> str:
+    """The same for what is checked already: values of live options by key, and a name."""
+    follow.refuse_impossible(values, control.get_features())
 
     def edit(now: DeviceState) -> DeviceState:
         if called is not None and called != now.name:
@@ -69,6 +81,8 @@ def set_options(
 
 def _refuse_unchangeable(found: Found) -> DeviceState:
     manage.refuse_foreign(found)
+    if found.is_being_made:
+        raise UblkdError(f"{found.called} is still being made", hint="try again in a moment")
     if found.info.state is DevState.DEAD:
         raise UblkdError(f"{found.called} is dead", hint=f"'ublkd del {found.info.id}' removes it")
     if found.state is None:

@@ -118,12 +118,15 @@ def test_a_file_is_served_and_its_disk_outlives_whoever_serves_it(scratch: Path,
             (mnt / "kept").write_text("before")
             # killed: the next one takes it over, with what it was made with
             assert served.end(signal.SIGKILL) == -signal.SIGKILL
-            put(etc, "disk", 'target = "loop"', f'file = "{scratch}/disk.img"', "queues = 2")
+            put(etc, "disk", 'target = "loop"', f'file = "{scratch}/disk.img"', "queues = 2",
+                "follow-size = true")  # fmt: skip
             assert served.start() == f"serves {node} again, target loop"
             assert (mnt / "kept").read_text() == "before"
             # told to end, and in use: the driver keeps it
             assert served.end(signal.SIGTERM) == 0
-            assert "queues 2" in served.said
+            assert "queues 2" in served.said  # waits, and what is live does not
+            follows = "follow-size False -> True" if can_resize() else "disks cannot be resized"
+            assert follows in served.said
             assert "left to the driver" in served.said
             wait_until(lambda: state_of(node) == "quiesced", 30, "the driver's notice")
             assert served.start() == f"serves {node} again, target loop"
@@ -151,6 +154,10 @@ def test_a_disk_that_cannot_be_served_is_not_ready(scratch: Path, etc: Path) -> 
     nothing_left()
 
 
+def can_resize() -> bool:
+    return "UPDATE_SIZE" in ublkd_json("features")["features"]
+
+
 def applied(etc: Path, *more: str, code: int = 0) -> list[str]:
     """What `ublkd apply` says that it does."""
     done = ublkd("apply", "--config", etc, *more, check=False)
@@ -174,6 +181,14 @@ def test_devices_are_made_to_be_what_the_files_say(scratch: Path, etc: Path) -> 
     node = ublkd_json("show", "data")["node"]
     run("mkfs.ext4", "-q", node)
     with mounted(node, scratch / "mnt") as mnt:
+        daemon = pid_of("data")
+        with (etc / "data.toml").open("a") as f:
+            f.write("follow-size = true\n")
+        live = ["set data: follow-size false -> true", "same zero"]
+        assert applied(etc, "--dry-run") == live
+        assert applied(etc, code=0 if can_resize() else 1) == live
+        told = ublkd_json("show", "data")["options"]["follow_size"]
+        assert (told, pid_of("data")) == (can_resize(), daemon)
         (etc / "data.toml").unlink()
         (etc / "zero.toml").unlink()
         put(etc, "mine", 'target = "null"')

@@ -25,6 +25,8 @@ from ublkd.uapi import DevState
 
 FOLDER = Path("/etc/ublkd")
 QUEUES = Change(key="queues", old="1", new="2")
+WINDOW = Change(key="reconnect-window", old="30", new="60", live=True)
+FOLLOW = Change(key="follow-size", old="false", new="true", live=True)
 
 
 def present(name: str = "disk", **more: Any) -> Present:
@@ -48,6 +50,23 @@ CASES: list[tuple[dict[str, Any] | None, str]] = [
     ({"served": False, "changes": [QUEUES]}, "change disk: queues 1 -> 2 (anew)"),
     ({"served": False, "changes": [QUEUES], "claimed": True}, "recover disk"),
     ({"served": False, "dead": True}, "change disk: it is dead (anew)"),
+    (
+        {"changes": [WINDOW, FOLLOW]},
+        "set disk: reconnect-window 30 -> 60, follow-size false -> true",
+    ),
+    ({"changes": [WINDOW], "claimed": True}, "set disk: reconnect-window 30 -> 60"),
+    ({"changes": [QUEUES, WINDOW]}, "change disk: queues 1 -> 2, reconnect-window 30 -> 60 (anew)"),
+    (
+        {"changes": [QUEUES, WINDOW], "claimed": True},
+        "keep disk: in use (queues 1 -> 2, reconnect-window 30 -> 60)",
+    ),
+    ({"served": False, "changes": [WINDOW]}, "recover disk: reconnect-window 30 -> 60"),
+    (
+        {"served": False, "changes": [QUEUES, WINDOW], "claimed": True},
+        "recover disk: reconnect-window 30 -> 60",
+    ),
+    ({"served": False, "dead": True, "changes": [WINDOW]}, "change disk: it is dead (anew)"),
+    ({"origin": None, "changes": [WINDOW]}, "keep disk: /dev/ublkb0 was made by hand"),
     ({"origin": None}, "keep disk: /dev/ublkb0 was made by hand"),
     ({"origin": "/else/disk.toml"}, "keep disk: /dev/ublkb0 was made from /else/disk.toml"),
 ]
@@ -84,7 +103,7 @@ some_present = st.builds(
     served=st.booleans(),
     dead=st.booleans(),
     claimed=st.booleans(),
-    changes=st.sampled_from([(), (QUEUES,)]),
+    changes=st.sampled_from([(), (QUEUES,), (WINDOW,), (QUEUES, WINDOW), (WINDOW, FOLLOW)]),
 )
 machines = st.lists(some_present, max_size=6, unique_by=lambda device: device.name)
 folders = st.sets(names)
@@ -98,8 +117,9 @@ def after(steps: list[Step], devices: list[Present]) -> list[Present]:
             del made[step.name]
         elif step.action in (Action.ADD, Action.CHANGE):
             made[step.name] = present(step.name)
-        elif step.action is Action.RECOVER:
-            made[step.name] = replace(made[step.name], served=True)
+        elif step.action in (Action.RECOVER, Action.SET):
+            left = [c for c in made[step.name].changes if c not in step.changes]
+            made[step.name] = replace(made[step.name], served=True, changes=left)
     return list(made.values())
 
 
@@ -132,7 +152,18 @@ def test_what_is_in_use_is_neither_deleted_nor_changed(
     in_use = {device.name for device in devices if device.claimed and not device.dead}
     for step in plan(FOLDER, wanted, (), devices):
         if step.name in in_use:
-            assert step.action in (Action.SAME, Action.KEEP, Action.RECOVER)
+            assert step.action in (Action.SAME, Action.KEEP, Action.RECOVER, Action.SET)
+
+
+@given(machines, folders)
+def test_only_what_is_live_is_changed_of_a_disk_that_is_there(
+    devices: list[Present], wanted: set[str]
+) -> None:
+    for step in plan(FOLDER, wanted, (), devices):
+        if step.action in (Action.SET, Action.RECOVER):
+            assert all(change.live for change in step.changes)
+        if step.action is Action.SET:
+            assert step.changes
 
 
 # --- looking --------------------------------------------------------------------------------
@@ -141,6 +172,9 @@ FROM_FILE = DeviceState(
     id=3, cookie=0x75626B64 << 32, pid=1, name="disk", target="null", lease="copy", started=True,
     options=dict(build("null", {}).options), origin="/etc/ublkd/disk.toml",
 )  # fmt: skip
+
+
+LIVE = dict(build("loop", {"file": "/a"}).options)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +186,9 @@ FROM_FILE = DeviceState(
         ({"state": DevState.DEAD}, {"started": False, "pid": os.getpid()}, {"served": True}),
         ({"state": DevState.QUIESCED}, {"asked": {"queues": 2}},
          {"served": False, "claimed": True, "changes": ["queues 2 -> 1"]}),
+        # who holds it is not asked where that does not matter
+        ({"state": DevState.QUIESCED}, {"target": "loop", "options": LIVE},
+         {"served": False, "changes": ["follow-size false -> true"]}),
     ],
 )  # fmt: skip
 def test_what_is_seen_of_a_device(
@@ -160,7 +197,8 @@ def test_what_is_seen_of_a_device(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(ending, "claimed", lambda _: True)
     device = Found(info=dev_info(3, **info), size=0, state=replace(FROM_FILE, **state))
-    (found,) = apply._present([device], {"disk": file("disk")}, ())
+    now = {"file": "/a", "follow-size": True} if "target" in state else None
+    (found,) = apply._present([device], {"disk": file("disk", now)}, ())
     expected = {"served": True, "dead": False, "claimed": False, "changes": []} | seen
     assert {key: getattr(found, key) for key in ("served", "dead", "claimed")} == {
         key: expected[key] for key in ("served", "dead", "claimed")
@@ -199,9 +237,14 @@ class Hands:
     def end(self, name: str) -> None:
         self._do(f"end {name}")
 
+    def change(self, file: DeviceFile) -> None:
+        self._do(f"change {file.name}")
 
-def file(name: str) -> DeviceFile:
-    return DeviceFile(name=name, path=FOLDER / f"{name}.toml", config=build("null", {}, name=name))
+
+def file(name: str, loop: dict[str, Any] | None = None) -> DeviceFile:
+    """One of a device of null, or of loop with those options."""
+    config = build("loop", loop, name=name) if loop else build("null", {}, name=name)
+    return DeviceFile(name=name, path=FOLDER / f"{name}.toml", config=config)
 
 
 STEPS = [
@@ -210,22 +253,33 @@ STEPS = [
                             strict=True)
     for action in [Action(action)]
 ]  # fmt: skip
-FILES = [file(name) for name in "abdef"]
+STEPS += [
+    Step(action=Action.SET, name="g", changes=[WINDOW]),
+    Step(action=Action.RECOVER, name="h", changes=[WINDOW]),
+]
+FILES = [file(name) for name in "abdefgh"]
+BEGUN = ["start a", "start b", "start e", "change g", "start h", "change h"]
 
 
 def test_what_ends_ends_before_anything_starts() -> None:
     hands = Hands()
     assert not carry_out(STEPS, FILES, hands)
-    assert hands.done == ["end b", "end c", "start a", "start b", "start e"]
+    assert hands.done == ["end b", "end c", *BEGUN]
 
 
 def test_one_that_fails_does_not_keep_the_others() -> None:
     hands = Hands(fails="end b")
     assert list(carry_out(STEPS, FILES, hands)) == ["b"]
-    assert hands.done == ["end b", "end c", "start a", "start e"]
+    assert hands.done == ["end b", "end c", *(step for step in BEGUN if step != "start b")]
     hands = Hands(fails="start a")
     assert list(carry_out(STEPS, FILES, hands)) == ["a"]
-    assert hands.done[-2:] == ["start b", "start e"]
+    assert hands.done[2:] == BEGUN
+    hands = Hands(fails="start h")
+    assert list(carry_out(STEPS, FILES, hands)) == ["h"]
+    assert hands.done[2:] == BEGUN[:-1]
+    hands = Hands(fails="change g")
+    assert list(carry_out(STEPS, FILES, hands)) == ["g"]
+    assert hands.done[2:] == BEGUN
 
 
 # --- systemd --------------------------------------------------------------------------------

@@ -146,6 +146,50 @@ def test_a_target_without_a_word_for_it_is_changed_all_the_same(tmp_path: Path) 
     assert (now.answered, now.problem) == (1, "")
 
 
+def test_a_daemon_adopts_what_its_file_says_and_remembers_it(tmp_path: Path) -> None:
+    states, target = remembering(tmp_path, STATE), Target()
+    served = daemon(states, target)
+    for _ in range(2):
+        served.adopt({"one": "b"})
+    served.adopt({})
+    assert target.heard == [{"one": "b"}]
+    assert states.read(3) == replace(STATE, options={"one": "b"})
+    served.look()
+    assert served.options == {"one": "b"}
+
+
+def test_what_it_cannot_adopt_leaves_all_as_it_was(tmp_path: Path) -> None:
+    states, target = remembering(tmp_path, STATE), Target()
+    target.refuses = "no b here"
+    served = daemon(states, target)
+    served.adopt({"one": "b"})
+    assert states.read(3) == STATE
+    assert served.options == {"one": "a"}
+    target.refuses = ""
+    states.write(replace(STATE, cookie=STATE.cookie + 1))
+    served.adopt({"one": "b"})
+    states.remove(3)
+    served.adopt({"one": "b"})
+    assert (target.heard, states.read(3)) == ([], None)
+
+
+def test_what_was_asked_when_it_adopts_is_answered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {name: option(name, live=True) for name in ("one", "two")}
+    monkeypatch.setattr(registry, "options_of", lambda *_: known)
+    states, target = remembering(tmp_path, replace(STATE, options={"one": "a", "two": 1})), Target()
+    served = daemon(states, target, {"one": "a", "two": 1})
+    target.meanwhile = lambda: changes.ask(states, found(), to(two=2))
+    served.adopt({"one": "b"})
+    target.meanwhile = lambda: None
+    served.look()
+    now = states.read(3)
+    assert now is not None
+    assert (now.options, now.answered) == ({"one": "b", "two": 2}, 1)
+    assert target.heard[-1] == served.options == now.options
+
+
 # --- whoever asks ---------------------------------------------------------------------------
 
 

@@ -87,11 +87,12 @@ def test_seconds_may_be_any_number(tmp_path: Path, text: str, seconds: object) -
     assert read(tmp_path, "disk").config.options["reconnect_window"] == seconds
 
 
-def test_many_files_are_a_list_and_one_may_stand_alone(tmp_path: Path) -> None:
+def test_many_files_are_a_list_and_one_that_stands_alone_is_one(tmp_path: Path) -> None:
     put(tmp_path, 'target = "stripe"\nfile = ["/a", "/b"]\nchunk = 65536\n')
     assert read(tmp_path, "disk").config.paths == ("/a", "/b")
     put(tmp_path, 'target = "stripe"\nfile = "/a"\n')
-    assert read(tmp_path, "disk").config.paths == ("/a",)
+    with pytest.raises(FileError, match="takes file 2 to 64 times, not 1"):
+        read(tmp_path, "disk")
 
 
 def test_a_target_over_another_has_the_options_of_both(tmp_path: Path) -> None:
@@ -120,6 +121,7 @@ WRONG = [
     ('target = "null"\nsize = 1.5', ": size is a number with a fraction", ""),
     ('target = "null"\nsize = 1979-05-27', ": size is a date or time", ""),
     ('target = "null"\nsize = [1]', ": size is a list", ""),
+    ('target = "mirror"\nfile = ["/a"]', ": target mirror takes file 2 to 8 times, not 1", "once"),
     ('target = "null"\nqueues = 0', ": queues 0 is out of range", "from 1 to 4096"),
     ('target = "null"\nqueues = -1', ": queues -1 is out of range", "from 1 to 4096"),
     ('target = "null"\nlease = "best"', ": lease 'best' is none of its choices", "one of"),

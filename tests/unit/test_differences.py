@@ -73,6 +73,19 @@ def test_options_of_the_target_are_compared_with_their_defaults() -> None:
     assert told(old, build("null", {"size": "1M", "block-size": "4K"})) == ["block-size none -> 4K"]
 
 
+def test_what_can_be_changed_while_the_disk_is_there_is_told_apart() -> None:
+    old = build("nbd", {"uri": "nbd://h"}, queues="1")
+    new = build("nbd", {"uri": "nbd://h", "reconnect-window": "60", "request-timeout": "0.25",
+                        "connections": "2"}, queues="2")  # fmt: skip
+    assert told(old, new) == [
+        "queues 1 -> 2", "connections 1 -> 2", "reconnect-window 30 -> 60",
+        "request-timeout 60 -> 0.25",
+    ]  # fmt: skip
+    live = differences.live(remembered(old), new)
+    assert live == {"reconnect_window": 60.0, "request_timeout": 0.25}
+    assert not differences.live(remembered(old), build("loop", LOOP | {"follow-size": True}))
+
+
 def test_another_target_is_one_change() -> None:
     assert told(build("null", {"size": "1M"}), build("loop", LOOP)) == ["target null -> loop"]
 

@@ -57,14 +57,17 @@ def test_a_request_over_the_smallest_chunks_has_room_for_its_members(tmp_path: P
     made.close()
 
 
-@pytest.mark.parametrize("make", [stripe, mirror])
-@pytest.mark.parametrize("count", [0, 1])
-def test_one_file_is_not_enough(tmp_path: Path, make: object, count: int) -> None:
-    before = open_fds()
-    with pytest.raises(UsageError, match="file") as caught:
-        make(files(tmp_path, *[4096] * count))  # type: ignore[operator]
-    assert caught.value.hint
-    assert open_fds() == before
+@pytest.mark.parametrize(("target", "most"), [("concat", 64), ("stripe", 64), ("mirror", 8)])
+def test_files_are_counted_before_any_is_opened(target: str, most: int) -> None:
+    for count in (2, most):
+        assert build(target, {"file": ("/none",) * count})
+    for count in (1, most + 1):
+        says = f"target {target} takes --file 2 to {most} times, not {count}"
+        with pytest.raises(UsageError, match=f"^{says}$") as caught:
+            build(target, {"file": ("/none",) * count})
+        assert caught.value.hint
+    with pytest.raises(UsageError, match=f"target {target} needs --file"):
+        build(target, {"file": ()})
 
 
 @pytest.mark.parametrize("make", [stripe, mirror])

@@ -136,6 +136,20 @@ def test_each_of_several_texts_is_kept() -> None:
     assert parse_options("x", {"label": known}, {"label": ("a", "b")}) == {"label": ("A", "B")}
 
 
+def test_how_often_an_option_is_given_has_its_bounds() -> None:
+    def given_times(times: int, **bounds: int) -> Any:
+        known = option("label", multiple=True, **bounds)
+        return parse_options("x", {"label": known}, {"label": ("a",) * times})["label"]
+
+    assert given_times(2, minimum=2, maximum=3) == ("a", "a")
+    assert given_times(1000) == ("a",) * 1000
+    assert given_times(0, minimum=2) is None  # it is not needed
+    with pytest.raises(UsageError, match="target x takes --label 2 to 3 times, not 4"):
+        given_times(4, minimum=2, maximum=3)
+    with pytest.raises(UsageError, match="target x takes --label at least 2 times, not 1"):
+        given_times(1, minimum=2)
+
+
 # --- as a plug-in may have them ---------------------------------------------
 
 

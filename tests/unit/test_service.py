@@ -18,9 +18,11 @@ from ublkd.config import build
 from ublkd.control import CommandError
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import UblkdError
+from ublkd.holders import Holders, Process
 from ublkd.notify import Notifier
 from ublkd.service import Supervised
 from ublkd.state import DeviceState, StateDir
+from ublkd.target import OptionValue
 from ublkd.uapi import Cmd, DevState, Feature
 
 KEPT = Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE
@@ -42,6 +44,11 @@ class Driver(FakeControl):
     def __init__(self) -> None:
         super().__init__(Log())
         self.refusals: dict[str, list[int]] = {}
+        self.offered = Feature.UPDATE_SIZE
+        self.adopted: dict[str, OptionValue] = {}
+
+    def get_features(self) -> Feature:
+        return self.offered
 
     def __enter__(self) -> Self:
         return self
@@ -113,8 +120,22 @@ def test_a_disk_that_nobody_uses_is_stopped_and_then_goes(ending: Ending, said: 
     assert not said
 
 
-def test_an_older_driver_cannot_tell_of_one_that_is_only_open(ending: Ending) -> None:
-    assert ending(KEPT | Feature.QUIESCE) == []
+@pytest.mark.parametrize(
+    ("flags", "done"),
+    [(KEPT, ["leave", "vanish"]), (KEPT | Feature.QUIESCE, ["leave", "quiesce"])],
+)
+def test_where_the_driver_cannot_tell_of_one_that_is_only_open_we_look(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str], flags: Feature,
+    done: list[str],
+) -> None:  # fmt: skip
+    openers: list[Process] = []
+    monkeypatch.setattr("ublkd.holders.of", lambda *_, **__: Holders(open_by=tuple(openers)))
+    assert ending(flags) == []
+    openers.append(Process(pid=8, command="(udev-worker)"))  # only looks
+    assert ending(flags) == []
+    openers.append(Process(pid=7, command="dd"))
+    assert ending(flags) == done
+    assert said[0].startswith("/dev/ublkb3 is in use: open by ")
 
 
 def test_a_disk_that_is_open_is_left_to_the_driver(
@@ -196,7 +217,7 @@ def test_the_watchdog_is_fed_only_if_there_is_one(
 @pytest.fixture
 def started(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> Callable[[], list[str]]:
+) -> Callable[..., list[str]]:
     """Run the file's device: what is done in the driver, and how it is served."""
     monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
     monkeypatch.setattr(manage, "CHAR_CLASS", tmp_path / "class")
@@ -204,13 +225,14 @@ def started(
         daemon, "serve", lambda config, *_: driver.log.append(f"serve {config.origin}")
     )
 
-    def again(dev_id: int, *_: object) -> None:
+    def again(dev_id: int, *_: object, live: dict[str, OptionValue]) -> None:
         driver.log.append(f"serve {dev_id} again")
+        driver.adopted = live
 
     monkeypatch.setattr(daemon, "serve_again", again)
 
-    def start() -> list[str]:
-        service.run(FILE, lambda line, _: said.append(line), Notifier({}), keep=True)
+    def start(file: DeviceFile = FILE) -> list[str]:
+        service.run(file, lambda line, _: said.append(line), Notifier({}), keep=True)
         return list(driver.log)
 
     return start
@@ -263,6 +285,23 @@ def test_what_the_file_says_now_is_told_and_waits(
     started()
     assert said == ["/etc/ublkd/disk.toml says queues 1, and /dev/ublkb3 (disk) was made with 4: "
                     "that waits until it is made anew"]  # fmt: skip
+
+
+def test_what_can_change_while_the_disk_is_there_does_so_at_once(
+    driver: Driver, tmp_path: Path, started: Callable[..., list[str]], said: list[str]
+) -> None:
+    old = build("loop", {"file": "/a"}).options
+    new = build("loop", {"file": "/b", "follow-size": True}, name="disk")
+    remembering(tmp_path, replace(STATE, target="loop", options=dict(old)))
+    driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
+    started(replace(FILE, config=new))
+    assert driver.adopted == {"follow_size": True}
+    assert len(said) == 1
+    assert "file /b" in said[0]
+    driver.offered = Feature(0)
+    started(replace(FILE, config=new))
+    assert driver.adopted == {}
+    assert said[2].startswith("/dev/ublkb3 (disk) goes on as it was made: disks cannot be resized")
 
 
 def test_a_dead_device_is_deleted_and_made_anew(

@@ -130,6 +130,15 @@ def test_growth_is_not_followed_where_the_driver_cannot(world: World) -> None:
     assert world.set(follow_size=False).options == OPTIONS
 
 
+def test_a_device_that_is_no_disk_yet_is_not_called_dead(world: World) -> None:
+    world.control.known[3] = replace(INFO, state=DevState.DEAD)
+    making = replace(STATE, started=False, pid=os.getpid())
+    world.states.write(making)
+    with pytest.raises(UblkdError, match="is still being made"):
+        world.set(name="other")
+    assert world.states.read(3) == making
+
+
 @pytest.mark.parametrize(
     ("info", "says"),
     [

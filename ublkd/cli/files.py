@@ -73,8 +73,9 @@ def check(names: tuple[str, ...], folder: str, as_json: bool) -> int:
 def apply(folder: str, dry_run: bool, as_json: bool) -> int:
     """Make the devices be what the files say: add, change, recover and delete.
 
-    Says first what it will do. Devices that were not made from a file of the folder are left alone,
-    and so is a disk that is in use; then the exit status is 1.
+    Says first what it will do. Devices that were not made from a file of the folder are left alone.
+    Of a disk that is in use only what 'ublkd set' could change is changed; for the rest the exit
+    status is 1.
     """
     from ublkd import devicefiles
     from ublkd.apply import Action, carry_out, hands, look, plan

@@ -24,7 +24,8 @@ class Option:
     bytes, ``number`` is a count, ``seconds`` may have a fraction and are more than 0, ``wait`` is
     the same or 0 or the text ``inf``, ``flag`` takes no value, ``target`` names another target,
     whose options join these.
-    ``minimum`` and ``maximum`` are for sizes, in bytes, and for numbers.
+    ``minimum`` and ``maximum`` are for sizes, in bytes, and for numbers; of an option that is
+    ``multiple`` they say how often it is given.
     """
 
     name: str
