@@ -21,7 +21,7 @@ from typing import Any
 
 from ublkd import access, udev
 from ublkd.access import Access
-from ublkd.errors import UblkdError, reason
+from ublkd.errors import UblkdError, printable, reason
 
 RUN_DIR = Path("/run/ublkd")
 VERSION = 1
@@ -261,6 +261,22 @@ def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
     named = all(v is None or isinstance(v, str) for v in (state.name, state.origin))
     sound = texts and maps and numbers and named and access.sound(state.access)
     return state if sound and state.version == VERSION and state.id == dev_id else None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float, doing: str) -> Iterator[None]:
+    """One at a time for a folder that is there. Raises UblkdError if another one has been ``doing``
+    that for so many seconds.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UblkdError(f"cannot open {printable(str(folder))}: {reason(error)}") from error
+    try:
+        _flock(fd, seconds, doing)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _flock(fd: int, seconds: float, doing: str) -> None:

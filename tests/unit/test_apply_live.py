@@ -18,7 +18,8 @@ from ublkd.uapi import DevState, Feature
 
 OPTIONS = dict(build("loop", {"file": "/a"}).options)
 STATE = DeviceState(id=3, cookie=0x75626B64 << 32, pid=1, name="disk", target="loop",
-                    options=OPTIONS, lease="copy", started=True)  # fmt: skip
+                    options=OPTIONS, lease="copy", started=True,
+                    origin="/etc/ublkd/disk.toml")  # fmt: skip
 
 
 def file(target: str, options: dict[str, Any]) -> DeviceFile:
@@ -73,6 +74,14 @@ def test_a_device_is_changed_as_by_set_and_only_what_is_live_of_it(
     assert now.options == OPTIONS
     by.change(file("null", {}))
     assert loop.read(3) == now
+
+
+def test_a_device_that_only_has_the_name_is_not_changed(loop: StateDir) -> None:
+    by_hand = replace(STATE, origin=None)
+    loop.write(by_hand)
+    with pytest.raises(UblkdError, match="is not the device that was looked at"):
+        apply.Ours().change(file("loop", {"file": "/a", "follow-size": True}))
+    assert loop.read(3) == by_hand
 
 
 @pytest.mark.usefixtures("loop")
