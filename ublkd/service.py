@@ -241,20 +241,35 @@ def named(control: Control, states: StateDir, name: str) -> Found | None:
 # --- release --------------------------------------------------------------------------------
 
 
-def release(name: str) -> str:
+def release(name: str | None) -> list[str]:
     """What is to be done when a service has ended: if the system goes down, nobody will take over
-    what the driver has kept, and whoever waits for it would wait for ever. So it is deleted, and
-    what it was is returned. Else nothing happens.
+    what the driver has kept, and whoever waits for it would wait for ever. So the device of that
+    name, or each that nobody serves, is deleted, and what they were is returned. Else nothing
+    happens.
+
+    Raises UblkdError: the last of those that went wrong.
     """
     if not is_going_down():
-        return ""
+        return []
     with Control() as control:
         states = StateDir()
-        found = named(control, states, name)
-        if found is None or found.served:
-            return ""
-        ending.delete(control, states, found, force=True)
-        return found.called
+        if name is None:
+            found = [device for device in manage.devices(control, states) if device.is_orphan]
+        else:
+            found = [device for device in [named(control, states, name)] if device]
+        released: list[str] = []
+        failure: UblkdError | None = None
+        for device in found:
+            if device.served:
+                continue
+            try:
+                ending.delete(control, states, device, force=True)
+                released.append(device.called)
+            except UblkdError as error:
+                failure = error
+        if failure:
+            raise failure
+        return released
 
 
 def await_unused(name: str, seconds: float) -> None:

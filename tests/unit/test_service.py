@@ -358,9 +358,29 @@ def test_only_what_nobody_serves_is_released_and_only_at_the_end(
     monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
-    assert service.release("disk") == ("/dev/ublkb3 (disk)" if done else "")
+    assert service.release("disk") == (["/dev/ublkb3 (disk)"] if done else [])
     assert list(driver.log) == done
-    assert service.release("other") == ""
+    assert service.release("other") == []
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_when_the_system_goes_down_all_that_nobody_serves_is_released(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, down: bool
+) -> None:
+    monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(service, "is_going_down", lambda: down)
+    monkeypatch.setattr(manage, "ids", lambda: [2, 3, 4, 5])
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
+    remembering(tmp_path, STATE)
+    driver.known[2] = dev_info(
+        2, state=DevState.LIVE, flags=KEPT, cookie=COOKIE + 1, pid=os.getpid()
+    )
+    driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
+    driver.known[4] = dev_info(4, state=DevState.QUIESCED, flags=KEPT, cookie=7)  # not ours
+    driver.known[5] = dev_info(5, state=DevState.DEAD, flags=KEPT, cookie=COOKIE + 2)
+    monkeypatch.setattr(manage.Found, "served", property(lambda found: found.info.id == 2))
+    assert service.release(None) == (["/dev/ublkb3 (disk)"] if down else [])
+    assert set(driver.known) == ({2, 4, 5} if down else {2, 3, 4, 5})
 
 
 @pytest.mark.parametrize(("down", "looks"), [(True, 3), (False, 0)])
