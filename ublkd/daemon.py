@@ -179,6 +179,7 @@ def _until_the_end(
     def pause() -> float:
         seconds = manner.pause(disk)
         if not follow.wanted(changed.options):
+            follower.forget()
             return seconds
         follower.look()
         return min(seconds, follow.SECONDS)

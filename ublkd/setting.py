@@ -75,6 +75,8 @@ def set_values(
         if device is None:
             raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
         before = _refuse_unchangeable(device)
+        if values and not device.served:
+            _try(device, values)
         changes.change(states, device, edit)
         return names.renamed(before, called) if called not in (None, before.name) else ""
 
@@ -99,6 +101,22 @@ def _refuse_of_file(found: Found, state: DeviceState) -> None:
             f"{found.called} is called like its file, {printable(state.origin)}",
             hint="delete it, give the file the other name, and start that",
         )
+
+
+def _try(device: Found, values: Mapping[str, OptionValue]) -> None:
+    """What no daemon looks at now the next one could not go by: its target is opened for a moment.
+
+    Raises UblkdError.
+    """
+    try:
+        with recovery.beside(device, **values):
+            pass
+    except UblkdError as error:
+        raise UblkdError(
+            f"{device.called} goes on as before, its next daemon could not serve it so: "
+            f"{error.message}",
+            hint=error.hint,
+        ) from error
 
 
 def _hint(known: Mapping[str, Option]) -> str:

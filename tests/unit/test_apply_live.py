@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import dev_info, remembering
-from ublkd import apply
+from ublkd import apply, recovery
 from ublkd.config import build
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import UblkdError
@@ -54,6 +55,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
     states = remembering(tmp_path, STATE)
     states.counters(3).touch()
     monkeypatch.setattr(apply, "StateDir", lambda: states)
+    monkeypatch.setattr(recovery, "beside", lambda *_, **__: nullcontext())
     monkeypatch.setattr(apply, "Control", lambda: Driver(Feature.UPDATE_SIZE))
     return states
 
