@@ -27,6 +27,7 @@ from ublkd.target import Option
 FOLDER = Path("/etc/ublkd")
 ENDING = ".toml"
 MAX_BYTES = 64 << 10
+NUMBER_BITS = 64
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 TYPES: Mapping[type, str] = {
@@ -249,6 +250,9 @@ def _word(path: Path, option: Option, value: Any) -> str:
         wanted = " or ".join(TYPES[kind] for kind in fitting)
         hint = "true or false" if option.kind == "flag" else option.help
         raise FileError(path, f"{option.name} is {_type(value)}, not {wanted}", hint=hint)
+    if isinstance(value, int) and value.bit_length() > NUMBER_BITS:  # Python may not print it
+        what = f"{option.name} is a number of more than {NUMBER_BITS} bits"
+        raise FileError(path, what, hint=option.help)
     if option.kind == "path" and value and not Path(value).is_absolute():
         raise FileError(
             path, f"{option.name} {printable(value)!r} is not an absolute path",
