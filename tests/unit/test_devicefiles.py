@@ -146,6 +146,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, said: str,
     found = wrong(tmp_path, text)
     assert said in found.message
     assert hint in found.hint
+    assert found.exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["1disk", "a b", "ublkb0", "ü", "x" * 64])
