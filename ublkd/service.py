@@ -11,11 +11,21 @@ import os
 import time
 from collections.abc import Callable
 
-from ublkd import daemon, differences, ending, follow, manage, names, notify
+from ublkd import (
+    daemon,
+    differences,
+    ending,
+    follow,
+    holders,
+    manage,
+    names,
+    notify,
+    systemd,
+)
 from ublkd.background import Log
-from ublkd.control import CommandError, Control
+from ublkd.control import SLOW_SECONDS, CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
-from ublkd.device import Device
+from ublkd.device import EXIT_SECONDS, Device
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import NotPossibleError, UblkdError, printable
 from ublkd.features import Recovery, recovery_of
@@ -29,6 +39,10 @@ from ublkd.uapi import DevState, Feature
 from ublkd.watchdog import Watchdog
 
 QUIESCE_SECONDS = 30
+DECIDE_SECONDS = (
+    SLOW_SECONDS + ending.PASSING_SECONDS + 2 * holders.SECONDS + systemd.ASK_SECONDS
+)  # fmt: skip
+"""How long it may take to see whether a disk is in use, and to stop it if it is not."""
 DEAD_SECONDS = 30
 """How long the driver may take to notice that a daemon has died."""
 
@@ -60,10 +74,16 @@ class Supervised(Manner):
 
     def end(self, disk: Device, log: Log) -> None:
         """See ublkd(8), under ``run``."""
+        self._notifier.stopping(f"/dev/ublkb{disk.id} ends")
+        self._notifier.extend(DECIDE_SECONDS)
+        try:
+            if self._keep:
+                self._keep_if_used(disk)
+        finally:  # what is dirty is written back, and queues end
+            self._notifier.extend(EXIT_SECONDS)
+
+    def _keep_if_used(self, disk: Device) -> None:
         node = f"/dev/ublkb{disk.id}"
-        self._notifier.stopping(f"{node} ends")
-        if not self._keep:
-            return
         assert disk.info is not None
         with Control() as control:
             used = _stopped_or_used(control, disk)

@@ -1,4 +1,4 @@
-"""With which exit status a device's file is refused: systemd tries again after 1, not after 2 or 3."""
+"""With which exit status a device's file is refused: after 2 and 3 systemd does not try again."""
 
 from __future__ import annotations
 
