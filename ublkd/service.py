@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ublkd import (
     daemon,
@@ -34,7 +35,7 @@ from ublkd.notify import INFO, WARNING, Notifier
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.systemd import is_going_down
-from ublkd.target import OptionValue
+from ublkd.target import OPEN_TIMEOUT, OptionValue
 from ublkd.uapi import DevState, Feature
 from ublkd.watchdog import Watchdog
 
@@ -43,6 +44,8 @@ DECIDE_SECONDS = (
     SLOW_SECONDS + ending.PASSING_SECONDS + 2 * holders.SECONDS + systemd.ASK_SECONDS
 )  # fmt: skip
 """How long it may take to see whether a disk is in use, and to stop it if it is not."""
+START_SECONDS = 90
+"""How long all of a start may take but opening what stands behind the disk, as the unit has it."""
 DEAD_SECONDS = 30
 """How long the driver may take to notice that a daemon has died."""
 
@@ -168,6 +171,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         say(line, INFO)
 
     if kept is None:
+        notifier.extend(START_SECONDS + opening_seconds(file.config.options))
         with daemon.awaiting(file.config) as awaited:
 
             def first(ready: Ready) -> None:
@@ -176,7 +180,8 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
             daemon.serve(file.config, new_cookie(), first, log, manner)
         return
     notifier.status(f"takes {kept.called} over")
-    notifier.extend(2 * TAKE_SECONDS)
+    opening = opening_seconds(kept.state.options) if kept.state else 0.0  # not by the file's yet
+    notifier.extend(START_SECONDS + TAKE_SECONDS + opening)
 
     def again(ready: Ready) -> None:
         names.mend(ready.id, file.name)
@@ -184,6 +189,14 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
 
     info = kept.info
     daemon.serve_again(info.id, info.cookie, again, log, manner, origin=str(file.path), live=live)
+
+
+def opening_seconds(options: Mapping[str, Any]) -> float:
+    """How long a target may take to open what stands behind its disk, if it has an option that
+    says so.
+    """
+    seconds = options.get(OPEN_TIMEOUT.key)
+    return seconds if isinstance(seconds, int | float) else 0.0
 
 
 def _live(control: Control, kept: Found, file: DeviceFile, say: Say) -> dict[str, OptionValue]:
