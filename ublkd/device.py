@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from ublkd import below, names, stats
+from ublkd import below, names, stats, writeback
 from ublkd.config import DeviceConfig
-from ublkd.control import ANY_ID, CommandError, Control, DevInfo
+from ublkd.control import ANY_ID, DEL_SECONDS, SLOW_SECONDS, CommandError, Control, DevInfo
 from ublkd.errors import UblkdError, reason
 from ublkd.features import Features, granted, streams
 from ublkd.plugin import refuse_shared_streams
 from ublkd.queue import Queue, QueueConfig
-from ublkd.state import DeviceState, StateDir, is_ours
+from ublkd.state import LOCK_SECONDS, DeviceState, StateDir, is_ours
 from ublkd.target import Target
 from ublkd.target.bridge import serving
 from ublkd.uapi import Feature
@@ -30,6 +30,8 @@ from ublkd.writeback import write_back
 
 READY_SECONDS = 30
 END_SECONDS = 60
+EXIT_SECONDS = writeback.SECONDS + SLOW_SECONDS + END_SECONDS + DEL_SECONDS + LOCK_SECONDS
+"""How long all of ``__exit__`` may take: what is dirty, STOP_DEV, the queues, DEL_DEV, the lock."""
 
 _stuck: list[ExitStack] = []
 """What the threads of queues that did not end may still use, kept until the process ends."""

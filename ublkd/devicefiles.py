@@ -27,6 +27,7 @@ from ublkd.target import Option
 FOLDER = Path("/etc/ublkd")
 ENDING = ".toml"
 MAX_BYTES = 64 << 10
+NUMBER_BITS = 64
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 TYPES: Mapping[type, str] = {
@@ -49,12 +50,17 @@ class DeviceFile:
 
 
 class FileError(UblkdError):
-    """What is wrong with a device's file."""
+    """What is wrong with a device's file: what was asked makes no sense, unless ``exit_code`` says
+    something else.
+    """
 
-    def __init__(self, path: Path, what: str, *, hint: str = "", line: int = 0) -> None:
+    def __init__(
+        self, path: Path, what: str, *, hint: str = "", line: int = 0,
+        exit_code: int = UsageError.exit_code,
+    ) -> None:  # fmt: skip
         where = f"{printable(str(path))}:{line}" if line else printable(str(path))
         super().__init__(f"{where}: {what}", hint=hint)
-        self.path = path
+        self.path, self.exit_code = path, exit_code
 
     @property
     def name(self) -> str:
@@ -141,10 +147,12 @@ def _content(path: Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        hint = "see 'ls -l'"
+        hint, code = "see 'ls -l'", UblkdError.exit_code
         if error.errno == errno.ENOENT and not path.is_symlink():
             hint = "'ublkd config check' lists the devices that have files"
-        raise FileError(path, f"cannot be opened: {reason(error)}", hint=hint) from error
+            code = UsageError.exit_code
+        said = f"cannot be opened: {reason(error)}"
+        raise FileError(path, said, hint=hint, exit_code=code) from error
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
@@ -157,7 +165,8 @@ def _content(path: Path) -> bytes:
         with open(fd, "rb", closefd=False) as f:
             content = f.read(MAX_BYTES + 1)
     except OSError as error:
-        raise FileError(path, f"cannot be read: {reason(error)}") from error
+        said = f"cannot be read: {reason(error)}"
+        raise FileError(path, said, exit_code=UblkdError.exit_code) from error
     finally:
         os.close(fd)
     if len(content) > MAX_BYTES:
@@ -214,7 +223,7 @@ def _config(path: Path, name: str, keys: Mapping[str, Any]) -> DeviceConfig:
         raise
     except UblkdError as error:  # in a file an option has no dashes
         said = re.sub(r"(?<!\S)--(?=[a-z])", "", error.message)
-        raise FileError(path, said, hint=error.hint) from error
+        raise FileError(path, said, hint=error.hint, exit_code=error.exit_code) from error
 
 
 def _unknown(path: Path, key: str, known: Mapping[str, Option]) -> FileError:
@@ -249,6 +258,9 @@ def _word(path: Path, option: Option, value: Any) -> str:
         wanted = " or ".join(TYPES[kind] for kind in fitting)
         hint = "true or false" if option.kind == "flag" else option.help
         raise FileError(path, f"{option.name} is {_type(value)}, not {wanted}", hint=hint)
+    if isinstance(value, int) and value.bit_length() > NUMBER_BITS:  # Python may not print it
+        what = f"{option.name} is a number of more than {NUMBER_BITS} bits"
+        raise FileError(path, what, hint=option.help)
     if option.kind == "path" and value and not Path(value).is_absolute():
         raise FileError(
             path, f"{option.name} {printable(value)!r} is not an absolute path",

@@ -9,13 +9,24 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ublkd import daemon, differences, ending, follow, manage, names, notify
+from ublkd import (
+    daemon,
+    differences,
+    ending,
+    follow,
+    holders,
+    manage,
+    names,
+    notify,
+    systemd,
+)
 from ublkd.background import Log
-from ublkd.control import CommandError, Control
+from ublkd.control import SLOW_SECONDS, CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
-from ublkd.device import Device
+from ublkd.device import EXIT_SECONDS, Device
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import NotPossibleError, UblkdError, printable
 from ublkd.features import Recovery, recovery_of
@@ -24,11 +35,17 @@ from ublkd.notify import INFO, WARNING, Notifier
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.systemd import is_going_down
-from ublkd.target import OptionValue
+from ublkd.target import OPEN_TIMEOUT, OptionValue
 from ublkd.uapi import DevState, Feature
 from ublkd.watchdog import Watchdog
 
 QUIESCE_SECONDS = 30
+DECIDE_SECONDS = (
+    SLOW_SECONDS + ending.PASSING_SECONDS + 2 * holders.SECONDS + systemd.ASK_SECONDS
+)  # fmt: skip
+"""How long it may take to see whether a disk is in use, and to stop it if it is not."""
+START_SECONDS = 90
+"""How long all of a start may take but opening what stands behind the disk, as the unit has it."""
 DEAD_SECONDS = 30
 """How long the driver may take to notice that a daemon has died."""
 
@@ -60,10 +77,16 @@ class Supervised(Manner):
 
     def end(self, disk: Device, log: Log) -> None:
         """See ublkd(8), under ``run``."""
+        self._notifier.stopping(f"/dev/ublkb{disk.id} ends")
+        self._notifier.extend(DECIDE_SECONDS)
+        try:
+            if self._keep:
+                self._keep_if_used(disk)
+        finally:  # what is dirty is written back, and queues end
+            self._notifier.extend(EXIT_SECONDS)
+
+    def _keep_if_used(self, disk: Device) -> None:
         node = f"/dev/ublkb{disk.id}"
-        self._notifier.stopping(f"{node} ends")
-        if not self._keep:
-            return
         assert disk.info is not None
         with Control() as control:
             used = _stopped_or_used(control, disk)
@@ -148,6 +171,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         say(line, INFO)
 
     if kept is None:
+        notifier.extend(START_SECONDS + opening_seconds(file.config.options))
         with daemon.awaiting(file.config) as awaited:
 
             def first(ready: Ready) -> None:
@@ -156,7 +180,8 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
             daemon.serve(file.config, new_cookie(), first, log, manner)
         return
     notifier.status(f"takes {kept.called} over")
-    notifier.extend(2 * TAKE_SECONDS)
+    opening = opening_seconds(kept.state.options) if kept.state else 0.0  # not by the file's yet
+    notifier.extend(START_SECONDS + TAKE_SECONDS + opening)
 
     def again(ready: Ready) -> None:
         names.mend(ready.id, file.name)
@@ -164,6 +189,14 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
 
     info = kept.info
     daemon.serve_again(info.id, info.cookie, again, log, manner, live=live)
+
+
+def opening_seconds(options: Mapping[str, Any]) -> float:
+    """How long a target may take to open what stands behind its disk, if it has an option that
+    says so.
+    """
+    seconds = options.get(OPEN_TIMEOUT.key)
+    return seconds if isinstance(seconds, int | float) else 0.0
 
 
 def _live(control: Control, kept: Found, file: DeviceFile, say: Say) -> dict[str, OptionValue]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+AGAIN_SECONDS = 1.0
+"""How soon it is looked again at queues that have not turned."""
+
 
 class Watchdog:
     """``poke`` has each queue make a turn and gives the turns so far; ``feed`` tells systemd."""
@@ -28,7 +31,8 @@ class Watchdog:
     def look(self) -> float:
         """Feed it, if that is due and every queue has made a turn; seconds until it is due again.
 
-        A queue has a whole pause to make its turn: half of what systemd allows.
+        A queue has a whole pause to make its turn: half of what systemd allows. It may take longer,
+        and then this is fed as soon as it is seen to turn.
         """
         now = self._clock()
         if now >= self._due:
@@ -36,5 +40,7 @@ class Watchdog:
             if all(new != old for new, old in zip(turns, self._seen, strict=True)):
                 self._feed()
                 self._seen = turns
-            self._due = now + self._pause
+                self._due = now + self._pause
+            else:
+                self._due = now + min(AGAIN_SECONDS, self._pause)
         return max(0.0, self._due - now)

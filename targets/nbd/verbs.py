@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ublkd import target
 from ublkd.errors import printable
 from ublkd.target import Option, OptionValue, Verb
 from ublkd.targets.nbd import connect
@@ -18,12 +20,10 @@ TLS_CERTIFICATES = Option(
     kind="path",
     help="folder with ca-cert.pem, and client-cert.pem and client-key.pem if the server wants them",
 )
-OPEN_TIMEOUT = Option(
-    name="open-timeout",
-    kind="seconds",
+OPEN_TIMEOUT = replace(
+    target.OPEN_TIMEOUT,
     help=f"the most that connecting and the handshake may take (default {connect.OPEN_SECONDS:g})",
     default=connect.OPEN_SECONDS,
-    live=True,
 )
 
 

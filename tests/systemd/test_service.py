@@ -31,7 +31,15 @@ def test_ready_means_that_the_disk_can_be_opened(described: Describe) -> None:
 def test_what_is_not_possible_is_not_tried_again_and_again(described: Describe) -> None:
     described("typo", 'target = "lop"\n')
     assert systemctl("start", "typo", check=False)
-    assert units.shown("typo", "NRestarts")["NRestarts"] == "0"
+    # between two tries it is "auto-restart"
+    wait_until(
+        lambda: units.shown("typo", "SubState")["SubState"] == "failed",
+        units.SOON,
+        "ublkd@typo to be given up",
+    )
+    assert units.shown("typo", "NRestarts", "Result", "ExecMainStatus") == {
+        "NRestarts": "0", "Result": "exit-code", "ExecMainStatus": "2",
+    }  # fmt: skip
     assert "typo.toml" in units.said("typo")
 
 

@@ -126,6 +126,10 @@ WRONG = [
     ('target = "null"\nqueues = -1', ": queues -1 is out of range", "from 1 to 4096"),
     ('target = "null"\nlease = "best"', ": lease 'best' is none of its choices", "one of"),
     ('target = "null"\nno-partscan = "yes"', ": no-partscan is a text, not a boolean", "true"),
+    ('target = "null"\nqueues = 0x' + "f" * 4000, ": queues is a number of more than 64", "thread"),
+    ('target = "null"\nid = -1' + "0" * 20, ": id is a number of more than 64 bits", ""),
+    ('target = "null"\nsize = 0x' + "f" * 16, ": size '18446744073709551615' is not", ""),
+    ('target = "stripe"\nfile = [0x' + "f" * 4000 + "]", ": file is a whole number", ""),
     ('target = "loop"\nfile = 1', ": file is a whole number, not a text", ""),
     ('target = "loop"', ": target loop needs file", ""),
     ('target = "loop"\nfile = ""', ": file is empty", ""),
@@ -142,11 +146,22 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, said: str,
     found = wrong(tmp_path, text)
     assert said in found.message
     assert hint in found.hint
+    assert found.exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["1disk", "a b", "ublkb0", "ü", "x" * 64])
 def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     assert "its name cannot be a device's" in wrong(tmp_path, 'target = "null"', name).message
+
+
+def test_a_file_with_a_number_that_python_cannot_print_is_no_matter_to_the_others(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, 'target = "null"', "good")
+    put(tmp_path, 'target = "null"\nqueues = 0x' + "f" * 4000, "bad")
+    files, bad = read_all(tmp_path)
+    assert [file.name for file in files] == ["good"]
+    assert [error.name for error in bad] == ["bad"]
 
 
 def test_other_files_in_the_folder_are_nobodys_business(tmp_path: Path) -> None:

@@ -76,6 +76,16 @@ FOLLOW_SIZE = Option(
 )
 """The option of every target that can: the daemon asks its ``size_now`` once a second."""
 
+OPEN_TIMEOUT = Option(
+    name="open-timeout",
+    help="the most that opening what stands behind the disk may take (default 30)",
+    kind="seconds",
+    default=30.0,
+    live=True,
+)
+"""The option of every target whose ``from_options`` may have to wait, and so long at most: systemd
+gives the start so much more time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
