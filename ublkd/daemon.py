@@ -182,6 +182,8 @@ def _until_the_end(
 
     def pause() -> float:
         seconds = manner.pause(disk)
+        if (again := changed.settle()) is not None:
+            seconds = min(seconds, again)
         if not follow.wanted(changed.options):
             return seconds
         follower.look()
