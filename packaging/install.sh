@@ -32,6 +32,7 @@ reload() { # only what runs on this very machine
 if [ "$1" = --remove ]; then
 	rm -rf "$root$prefix/lib/ublkd"
 	rm -f "$root$prefix/sbin/ublkd" "$root$units/ublkd@.service" "$root$units/ublkd.target" \
+		"$root$units/ublkd-release.service" \
 		"$root$units/multi-user.target.wants/ublkd.target" \
 		"$root$prefix/lib/udev/rules.d/60-ublkd.rules" "$root$prefix/lib/modules-load.d/ublkd.conf" \
 		"$root$prefix/lib/tmpfiles.d/ublkd.conf" "$root$zsh/_ublkd" \
@@ -65,6 +66,7 @@ END
 chmod 0755 "$root$prefix/sbin/ublkd"
 
 fill systemd/ublkd@.service.in "$units/ublkd@.service"
+fill systemd/ublkd-release.service.in "$units/ublkd-release.service"
 put 0644 systemd/ublkd.target "$units/ublkd.target"
 mkdir -p "$root$units/multi-user.target.wants"
 ln -sf ../ublkd.target "$root$units/multi-user.target.wants/ublkd.target"

@@ -5,22 +5,26 @@ Only devices that were made from a file of that folder are ever changed or delet
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from ublkd import daemon, differences, ending, manage, setting
+from ublkd import daemon, devicefiles, differences, ending, manage, setting, systemd
 from ublkd.control import Control
 from ublkd.devicefiles import FOLDER, DeviceFile
 from ublkd.differences import Change
 from ublkd.errors import NotPossibleError, UblkdError, printable
 from ublkd.manage import Found
 from ublkd.service import named
-from ublkd.state import StateDir
-from ublkd.systemd import SYSTEMD, systemctl, unit
+from ublkd.state import StateDir, locked
+from ublkd.systemd import systemctl, unit
 from ublkd.uapi import DevState
+
+ALONE_SECONDS = 30
+"""How long another apply of the same folder may take."""
 
 
 class Action(StrEnum):
@@ -42,9 +46,10 @@ class Present:
     name: str
     origin: str | None  # the file it was made from
     node: str = ""
+    cookie: int = 0
     served: bool = True
     dead: bool = False
-    claimed: bool = False  # mounted, or part of another block device
+    claimed: bool = False  # mounted, part of another block device, or open
     changes: Sequence[Change] = ()  # what its file says now beside what it was made with
 
 
@@ -56,6 +61,7 @@ class Step:
     name: str
     why: str = ""
     changes: Sequence[Change] = ()
+    cookie: int = 0  # of the device that was looked at; 0: there was none
 
     def __str__(self) -> str:
         return f"{self.action} {self.name}" + (f": {self.why}" if self.why else "")
@@ -87,7 +93,8 @@ def _wanted(folder: Path, name: str, device: Present | None) -> Step:
         origin = "by hand" if device.origin is None else f"from {printable(device.origin)}"
         return Step(action=Action.KEEP, name=name, why=f"{device.node} was made {origin}")
     if device.dead:
-        return Step(action=Action.CHANGE, name=name, why="it is dead (anew)")
+        why = "it is dead (anew)"
+        return Step(action=Action.CHANGE, name=name, why=why, cookie=device.cookie)
     changes, why = device.changes, ", ".join(map(str, device.changes))
     live = [change for change in changes if change.live]
     all_live = len(live) == len(changes)
@@ -101,7 +108,7 @@ def _wanted(folder: Path, name: str, device: Present | None) -> Step:
         action, why = Action.KEEP, f"in use ({why})"
     else:
         action, why = Action.CHANGE, f"{why} (anew)"
-    return Step(action=action, name=name, why=why, changes=changes)
+    return Step(action=action, name=name, why=why, changes=changes, cookie=device.cookie)
 
 
 def _unwanted(device: Present, wrong: bool) -> Step:
@@ -109,7 +116,8 @@ def _unwanted(device: Present, wrong: bool) -> Step:
         return Step(action=Action.KEEP, name=device.name, why="its file is wrong")
     if device.claimed and not device.dead:
         return Step(action=Action.KEEP, name=device.name, why="in use (its file is gone)")
-    return Step(action=Action.DEL, name=device.name, why="its file is gone")
+    why = "its file is gone"
+    return Step(action=Action.DEL, name=device.name, why=why, cookie=device.cookie)
 
 
 # --- the machine ----------------------------------------------------------------------------
@@ -140,12 +148,17 @@ def _present(
             name=state.name,
             origin=state.origin,
             node=device.node,
+            cookie=device.info.cookie,
             served=device.served or making,
             dead=dead,
             # asked only where it matters: for that moment nobody else could have claimed it
-            claimed=goes and state.origin is not None and bool(ending.claims(device.info.id)),
+            claimed=goes and state.origin is not None and _is_in_use(device.info.id),
             changes=other,
         )
+
+
+def _is_in_use(dev_id: int) -> bool:
+    return bool(ending.claims(dev_id) or ending.openers(dev_id))
 
 
 class Hands(Protocol):
@@ -155,8 +168,8 @@ class Hands(Protocol):
         """Have the device of a file served: made, or taken over."""
         ...
 
-    def end(self, name: str) -> None:
-        """Have it gone, if it is not in use."""
+    def end(self, step: Step) -> None:
+        """Have the device of a step gone, if it is not in use."""
         ...
 
     def change(self, file: DeviceFile) -> None:
@@ -166,13 +179,15 @@ class Hands(Protocol):
 
 def hands(folder: Path) -> Hands:
     """systemd's, where it runs and has our unit, which serves /etc/ublkd; else our own."""
-    if folder == FOLDER and SYSTEMD.exists():
-        try:
-            systemctl("cat", "ublkd@.service")
-        except UblkdError:
-            return Ours()
-        return Systemd()
-    return Ours()
+    return Systemd() if folder == FOLDER and systemd.has_unit() else Ours()
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One at a time for a folder, from the first look to the last act. Raises UblkdError."""
+    devicefiles.refuse_untrusted(folder)
+    with locked(folder, ALONE_SECONDS, f"applying {printable(str(folder))}"):
+        yield
 
 
 def carry_out(
@@ -186,7 +201,7 @@ def carry_out(
     for step in steps:
         if step.action in (Action.DEL, Action.CHANGE):
             try:
-                by.end(step.name)
+                by.end(step)
             except UblkdError as error:
                 failed[step.name] = error
     for step in steps:
@@ -213,17 +228,22 @@ class Ours:
         """See Hands."""
         with Control() as control:
             found = named(control, StateDir(), file.name)
-        if found and found.is_orphan:
+        if found and found.is_orphan and _is_of(found, file):
             daemon.recover(found)
-        else:
+        else:  # which is refused if another device has the name
             daemon.start(file.config)
 
-    def end(self, name: str) -> None:
-        """See Hands."""
+    def end(self, step: Step) -> None:
+        """See Hands. It is stopped first: ``delete`` takes a disk away that is only open."""
         with Control() as control:
             states = StateDir()
-            if found := named(control, states, name):
-                ending.delete(control, states, found)
+            found = named(control, states, step.name)
+            if found is None:
+                return
+            if found.info.cookie != step.cookie:
+                raise _is_another(found)
+            ending.stop(control, states, found)
+            ending.delete(control, states, found)
 
     def change(self, file: DeviceFile) -> None:
         """See Hands. As of ``set``, and what is live is asked anew: it may be another device."""
@@ -232,6 +252,8 @@ class Ours:
             found = named(control, states, file.name)
             if found is None or found.state is None:
                 raise UblkdError(f"{file.name} is gone", hint="see 'ublkd list'")
+            if not _is_of(found, file):
+                raise _is_another(found)
             if values := differences.live(found.state, file.config):
                 try:
                     setting.set_values(control, states, found, values)
@@ -239,18 +261,27 @@ class Ours:
                     raise UblkdError(f"{found.called}: {error.message}", hint=error.hint) from error
 
 
+def _is_of(found: Found, file: DeviceFile) -> bool:
+    return found.state is not None and found.state.origin == str(file.path)
+
+
+def _is_another(found: Found) -> UblkdError:
+    return UblkdError(
+        f"{found.called} is not the device that was looked at: it was made meanwhile",
+        hint="run 'ublkd apply' again",
+    )
+
+
 class Systemd(Ours):
     """Units, one for each device."""
 
     def start(self, file: DeviceFile) -> None:
         """See Hands."""
-        systemctl("start", unit(file.name))
+        systemd.start(unit(file.name))
 
-    def end(self, name: str) -> None:
-        """See Hands. What no unit serves, or serves no more, is deleted."""
-        systemctl("stop", unit(name))
-        try:
-            super().end(name)
-        except UblkdError:  # mounted just now, and so left to the driver
-            systemctl("start", unit(name))
-            raise
+    def end(self, step: Step) -> None:
+        """See Hands. First the disk, and its daemon ends with it: a unit that is stopped leaves a
+        disk that is in use without a daemon, and one whose file is gone cannot be started again.
+        """
+        super().end(step)
+        systemctl("stop", unit(step.name))

@@ -43,11 +43,13 @@ def change(states: StateDir, found: Found, edit: Edit) -> None:
     that is late goes by that.
     """
     before = states.read(found.info.id)
-    asked = ask(states, found, edit)
-    if before is None or asked.revision == before.revision or not found.served:
-        return  # a daemon that comes later reads it
+    if before is None:
+        raise recovery.forgotten(found.called, found.info.id)
     try:
-        _await_answer(states, found, asked)
+        asked = ask(states, found, edit)
+        if asked.revision != before.revision and found.served:
+            _await_answer(states, found, asked)
+        # else there is nothing new, or a daemon that comes later reads it
     except BaseException:
         take_back(states, found, before)
         raise
@@ -69,9 +71,11 @@ def ask(states: StateDir, found: Found, edit: Edit) -> DeviceState:
 
 
 def take_back(states: StateDir, found: Found, before: DeviceState) -> None:
-    """What was remembered before, under one more revision."""
+    """What was remembered before, under one more revision, if anything has been written since."""
 
     def revised(state: DeviceState) -> DeviceState:
+        if state.revision == before.revision:
+            return state
         return replace(state, name=before.name, options=before.options, size=before.size,
                        revision=state.revision + 1, problem="")  # fmt: skip
 

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from ublkd import (
     below,
@@ -141,14 +141,12 @@ def serve_again(
     log: Log,
     manner: Manner = ALONE,
     *,
-    origin: str | None = None,
     live: Mapping[str, OptionValue] | None = None,
 ) -> None:
     """Serve a device that the driver has kept when its daemon died, until it is stopped or a signal
     arrives. Raises UblkdError as ``serve`` does; the device is then as it was before.
 
-    ``origin``: the file that it belongs to from now on, whatever it did before; ``live``: what that
-    says of options that can change while the disk is there, by key.
+    ``live``: what its file says of options that can change while the disk is there, by key.
     """
     from ublkd.log import logged
 
@@ -156,8 +154,6 @@ def serve_again(
     with Control() as control:
         memory.guard(log)
         taken = recovery.take(control, states, dev_id, cookie)
-        if origin is not None:
-            taken = replace(taken, state=replace(taken.state, origin=origin))
         device = recovery.device(control, states, taken)
         entered = recovery.entered(control, device, taken)
         with logged(log), _signals() as signalled, entered as disk:
@@ -185,6 +181,7 @@ def _until_the_end(
         if (again := changed.settle()) is not None:
             seconds = min(seconds, again)
         if not follow.wanted(changed.options):
+            follower.forget()
             return seconds
         follower.look()
         return min(seconds, follow.SECONDS)

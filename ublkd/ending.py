@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,23 @@ def sweep(control: Control, states: StateDir) -> None:
 
 def claimed(node: str) -> bool:
     """Whether the disk is mounted, swapped on, or part of another block device."""
+    with _claim(node) as is_claimed:
+        return is_claimed
+
+
+@contextlib.contextmanager
+def _claim(node: str) -> Iterator[bool]:
+    """Keep a disk from being mounted or built on (open(2), O_EXCL); or whether it is already."""
+    fd, is_claimed = None, False
     try:
-        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
+        fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        return error.errno == errno.EBUSY
-    return False
+        is_claimed = error.errno == errno.EBUSY
+    try:
+        yield is_claimed
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def claims(dev_id: int) -> str:
@@ -73,6 +86,16 @@ def claims(dev_id: int) -> str:
     if held.is_claimed:
         return held.words()
     return CLAIMED if claimed(f"/dev/ublkb{dev_id}") else ""
+
+
+@contextlib.contextmanager
+def reserved(dev_id: int) -> Iterator[str]:
+    """Nobody comes to hold the disk by more than a process meanwhile; or how it is held, as
+    ``claims`` says it.
+    """
+    with _claim(f"/dev/ublkb{dev_id}") as is_claimed:
+        held = holders.of(dev_id, processes=False)
+        yield held.words() if held.is_claimed else CLAIMED if is_claimed else ""
 
 
 def openers(dev_id: int) -> str:

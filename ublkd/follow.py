@@ -23,6 +23,15 @@ def refuse_impossible(options: Mapping[str, OptionValue], offered: Feature) -> N
         refuse_fixed_size(offered)
 
 
+def refuse_odd(size: int, block: int) -> None:
+    """Raise UblkdError for what a target has said of its size, if no disk can have it (bytes)."""
+    if size <= 0 or size % block:
+        raise UblkdError(
+            f"its target says that there are {size} bytes, and a disk has whole blocks of {block}",
+            hint="see what stands behind it; a plug-in must round down to whole blocks",
+        )
+
+
 class Follower:
     """For a daemon's main thread. It never cuts a disk, and says each thing once."""
 
@@ -33,14 +42,20 @@ class Follower:
         self._seen: int | None = None  # bytes that the disk could have, when it was last looked at
         self._said = ""
 
+    def forget(self) -> None:
+        """Nobody follows for now: the disk may have any size when somebody does again."""
+        self._seen, self._said = None, ""
+
     def look(self) -> None:
         """Make the disk larger if it can be."""
         try:
             now = self._size_now()
             if now is None or now == self._seen:
                 return
-            disk = self._control.get_params(self._id).size
+            params = self._control.get_params(self._id)
+            disk = params.size
             if now > disk:
+                refuse_odd(now, params.logical_block)
                 self._control.update_size(self._id, now)
                 self._say(f"has grown with what stands behind it, from {disk} to {now} bytes")
             elif now < disk:

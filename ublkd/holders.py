@@ -60,8 +60,9 @@ class Holders:
 
     @property
     def is_passing(self) -> bool:
-        """Whether those that hold it will let go by themselves in a moment."""
-        return not self.is_claimed and all(process.is_passing for process in self.open_by)
+        """Whether those that hold it will let go by themselves in a moment: all were looked at."""
+        passing = all(process.is_passing for process in self.open_by)
+        return passing and self.all_seen and not self.is_claimed
 
     def words(self) -> str:
         """For a line, after "is": printable, and short however many there are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ SECONDS = 10
 
 
 def refuse_taken(control: Control, states: StateDir, name: str, but: int | None = None) -> None:
-    """Raise UblkdError if a device has that name, other than the one of that number.
+    """Raise UblkdError if a device has that name, or may have it; but for the one of that number.
 
     Under the lock of ``states``, which must be held until the name is written down. What is
     remembered of a device that is gone goes.
@@ -41,8 +42,10 @@ def refuse_taken(control: Control, states: StateDir, name: str, but: int | None 
 def _is_there(control: Control, dev_id: int, cookie: int) -> bool:
     try:
         return control.get_dev_info(dev_id).cookie == cookie
-    except CommandError:
-        return False
+    except CommandError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise  # it may be there: it keeps its name, and what is remembered of it
 
 
 def rename(control: Control, states: StateDir, dev_id: int, cookie: int, name: str | None) -> str:

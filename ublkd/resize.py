@@ -6,15 +6,17 @@ disk can be.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ublkd import changes, ending, follow, manage, recovery, registry
 from ublkd.config import format_size
-from ublkd.control import Control, refuse_fixed_size
+from ublkd.control import CommandError, Control, refuse_fixed_size
 from ublkd.errors import UblkdError, UsageError
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
@@ -41,9 +43,9 @@ def resize(
         disk = control.get_params(device.info.id)
         bounds = {} if size is None else _bounds(state, size)
         new = _new_size(control, device, disk, size, bounds)
-        if new < disk.size and not force:
-            _refuse_in_use(device, disk.size, new)
-        _change(control, states, device, (disk.size, new), bounds)
+        sizes = disk.size, new
+        with _unused(device, sizes) if new < disk.size and not force else contextlib.nullcontext():
+            _change(control, states, device, sizes, bounds)
     return disk.size, new
 
 
@@ -103,6 +105,7 @@ def _new_size(
             hint="delete the device and add it anew",
         )
     if size is None:
+        follow.refuse_odd(possible, disk.logical_block)
         return possible
     if size > possible:
         raise UblkdError(
@@ -132,12 +135,17 @@ def _is_block_device(path: str) -> bool:
         return False
 
 
-def _refuse_in_use(device: Found, old: int, new: int) -> None:
-    if words := ending.claims(device.info.id):
-        raise UblkdError(
-            f"{device.called} is in use, and would be cut from {old} to {new} bytes: {words}",
-            hint="end that first, or use --force and lose what is behind the new end",
-        )
+@contextlib.contextmanager
+def _unused(device: Found, sizes: tuple[int, int]) -> Iterator[None]:
+    """Refuse a disk that is in use, and keep it from being used while it is cut."""
+    with ending.reserved(device.info.id) as words:
+        if words:
+            raise UblkdError(
+                f"{device.called} is in use, and would be cut from {sizes[0]} to {sizes[1]} bytes: "
+                f"{words}",
+                hint="end that first, or use --force and lose what is behind the new end",
+            )
+        yield
 
 
 def _change(
@@ -157,11 +165,38 @@ def _change(
         return replace(state, options={**state.options, **bounds}, size=new)
 
     if new < old:
-        control.update_size(device.info.id, new)
+        try:
+            control.update_size(device.info.id, new)
+            changes.change(states, device, edit)
+        except BaseException:
+            _put_back(control, states, device, old)
+            raise
+        return
     changes.change(states, device, edit)
     if new > old:
         try:
             control.update_size(device.info.id, new)
         except BaseException:
-            changes.take_back(states, device, device.state)
+            changes.take_back(states, device, replace(device.state, size=old))
             raise
+
+
+def _put_back(control: Control, states: StateDir, device: Found, old: int) -> None:
+    """What was cut has its size again. The daemon may have gone by the cut, and hears of it first.
+
+    Raises UblkdError if the disk stays cut.
+    """
+    assert device.state is not None
+    with contextlib.suppress(UblkdError):
+        changes.take_back(states, device, replace(device.state, size=old))
+    try:
+        if control.get_params(device.info.id).size != old:
+            control.update_size(device.info.id, old)
+    except UblkdError as error:
+        if isinstance(error, CommandError) and error.errno == errno.ENODEV:
+            return  # it is gone, and whoever has failed says so
+        raise UblkdError(
+            f"{device.called} was cut, failed then, and cannot have its {old} bytes back: "
+            f"{error.message}",
+            hint=f"'ublkd resize {device.info.id}' tries again",
+        ) from error

@@ -163,7 +163,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     with Control() as control:
         states.prepare()
         ending.sweep(control, states)
-        kept = _kept(control, states, file.name)
+        kept = _kept(control, states, file)
         live = _live(control, kept, file, say) if kept else {}
     manner = Supervised(notifier, say, keep=keep)
 
@@ -188,7 +188,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         manner.ready(ready, f"serves {ready.node} again, target {file.config.target}")
 
     info = kept.info
-    daemon.serve_again(info.id, info.cookie, again, log, manner, origin=str(file.path), live=live)
+    daemon.serve_again(info.id, info.cookie, again, log, manner, live=live)
 
 
 def opening_seconds(options: Mapping[str, Any]) -> float:
@@ -220,20 +220,23 @@ def _live(control: Control, kept: Found, file: DeviceFile, say: Say) -> dict[str
     return values
 
 
-def _kept(control: Control, states: StateDir, name: str) -> Found | None:
-    """The device of that name, if nobody serves it and it can be taken over.
+def _kept(control: Control, states: StateDir, file: DeviceFile) -> Found | None:
+    """The device that was made from the file, if nobody serves it and it can be taken over.
 
-    A dead one is deleted. Raises UblkdError for one that is served.
+    A dead one is deleted. Raises UblkdError for one that is served, or was not made from the file.
     """
     until = time.monotonic() + DEAD_SECONDS
     while True:
-        found = named(control, states, name)
-        if found is None or found.is_orphan:
+        found = named(control, states, file.name)
+        if found is None:
+            return None
+        _refuse_other(found, file)
+        if found.is_orphan:
             return found
         if found.served:
             raise UblkdError(
                 f"{found.called} is served by process {found.pid} already",
-                hint=f"'ublkd del {printable(name)}' ends it; a device has one daemon",
+                hint=f"'ublkd del {printable(file.name)}' ends it; a device has one daemon",
             )
         if found.is_being_made:
             assert found.state
@@ -249,6 +252,18 @@ def _kept(control: Control, states: StateDir, name: str) -> Found | None:
         time.sleep(0.05)
 
 
+def _refuse_other(found: Found, file: DeviceFile) -> None:
+    """Raise UblkdError for a device that only has the file's name: it is not the file's."""
+    assert found.state
+    if (origin := found.state.origin) == str(file.path):
+        return
+    made = "by hand" if origin is None else f"from {printable(origin)}"
+    raise UblkdError(
+        f"{found.called} was made {made}, and not from {printable(str(file.path))}",
+        hint=f"give one of them another name, or delete the device: 'ublkd del {found.info.id}'",
+    )
+
+
 def named(control: Control, states: StateDir, name: str) -> Found | None:
     """The device of ours with that name, if there is one."""
     found = (manage.look(control, states, dev_id) for dev_id in states.ids()
@@ -259,20 +274,35 @@ def named(control: Control, states: StateDir, name: str) -> Found | None:
 # --- release --------------------------------------------------------------------------------
 
 
-def release(name: str) -> str:
+def release(name: str | None) -> list[str]:
     """What is to be done when a service has ended: if the system goes down, nobody will take over
-    what the driver has kept, and whoever waits for it would wait for ever. So it is deleted, and
-    what it was is returned. Else nothing happens.
+    what the driver has kept, and whoever waits for it would wait for ever. So the device of that
+    name, or each that nobody serves, is deleted, and what they were is returned. Else nothing
+    happens.
+
+    Raises UblkdError: the last of those that went wrong.
     """
     if not is_going_down():
-        return ""
+        return []
     with Control() as control:
         states = StateDir()
-        found = named(control, states, name)
-        if found is None or found.served:
-            return ""
-        ending.delete(control, states, found, force=True)
-        return found.called
+        if name is None:
+            found = [device for device in manage.devices(control, states) if device.is_orphan]
+        else:
+            found = [device for device in [named(control, states, name)] if device]
+        released: list[str] = []
+        failure: UblkdError | None = None
+        for device in found:
+            if device.served:
+                continue
+            try:
+                ending.delete(control, states, device, force=True)
+                released.append(device.called)
+            except UblkdError as error:
+                failure = error
+        if failure:
+            raise failure
+        return released
 
 
 def await_unused(name: str, seconds: float) -> None:

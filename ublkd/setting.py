@@ -8,7 +8,7 @@ from dataclasses import replace
 from ublkd import changes, config, follow, manage, names, recovery, registry
 from ublkd.config import RawOption
 from ublkd.control import Control
-from ublkd.errors import UblkdError, UsageError
+from ublkd.errors import UblkdError, UsageError, printable
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
 from ublkd.target import Option, OptionValue
@@ -66,6 +66,7 @@ def set_values(
 
     def edit(now: DeviceState) -> DeviceState:
         if called is not None and called != now.name:
+            _refuse_of_file(found, now)
             names.refuse_taken(control, states, called, but=now.id)
         return replace(now, name=called or now.name, options={**now.options, **values})
 
@@ -74,6 +75,8 @@ def set_values(
         if device is None:
             raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
         before = _refuse_unchangeable(device)
+        if values and not device.served:
+            _try(device, values)
         changes.change(states, device, edit)
         return names.renamed(before, called) if called not in (None, before.name) else ""
 
@@ -87,6 +90,33 @@ def _refuse_unchangeable(found: Found) -> DeviceState:
     if found.state is None:
         raise recovery.forgotten(found.called, found.info.id)
     return found.state
+
+
+def _refuse_of_file(found: Found, state: DeviceState) -> None:
+    """Whoever starts the device of a file finds it by its name: under another one it would be
+    taken for gone, and a second disk be made of what stands behind it.
+    """
+    if state.origin is not None:
+        raise UblkdError(
+            f"{found.called} is called like its file, {printable(state.origin)}",
+            hint="delete it, give the file the other name, and start that",
+        )
+
+
+def _try(device: Found, values: Mapping[str, OptionValue]) -> None:
+    """What no daemon looks at now the next one could not go by: its target is opened for a moment.
+
+    Raises UblkdError.
+    """
+    try:
+        with recovery.beside(device, **values):
+            pass
+    except UblkdError as error:
+        raise UblkdError(
+            f"{device.called} goes on as before, its next daemon could not serve it so: "
+            f"{error.message}",
+            hint=error.hint,
+        ) from error
 
 
 def _hint(known: Mapping[str, Option]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ublkd import access, udev
 from ublkd.access import Access
-from ublkd.errors import UblkdError, reason
+from ublkd.errors import UblkdError, printable, reason
 
 RUN_DIR = Path("/run/ublkd")
 VERSION = 1
@@ -150,37 +150,37 @@ class StateDir:
         return self.path / f"{dev_id}.stats"
 
     def write(self, state: DeviceState) -> None:
-        """Write or replace what is remembered, and what udev is told: each whole or not at all."""
-        self._replace(self.file(state.id), json.dumps(asdict(state)))
+        """Write or replace what is remembered, and what udev is told: both whole or neither."""
+        texts = {self.file(state.id): json.dumps(asdict(state))}
         coming, there = udev.before(state.id), udev.of_disk(state.id)
         name = there if state.started else coming
         if name is not None:
-            self._replace(self.path / name, udev.facts(state.pid, state.name, state.access))
+            texts[self.path / name] = udev.facts(state.pid, state.name, state.access)
+        self._replace(texts)
         if name != coming:  # not before the other is there: udev looks for this one first
             (self.path / coming).unlink(missing_ok=True)
 
     def try_write(self, state: DeviceState) -> None:
         """Raise the UblkdError of a ``write`` that could not be done, and change nothing."""
-        self._replace(self.file(state.id), json.dumps(asdict(state)), only_try=True)
+        self._replace({self.file(state.id): json.dumps(asdict(state))}, only_try=True)
 
-    def _replace(self, path: Path, text: str, *, only_try: bool = False) -> None:
-        temporary = self.path / f".{path.name}.{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    def _replace(self, texts: Mapping[Path, str], *, only_try: bool = False) -> None:
+        """All that takes space comes first: where one has none, no file is another one."""
+        temporary = {path: self.path / f".{path.name}.{os.getpid()}" for path in texts}
+        path = self.path
         try:
-            temporary.unlink(missing_ok=True)  # of a process that had our number and was killed
-            with open(os.open(temporary, flags, 0o600), "w", encoding="ascii") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            if not only_try:
-                temporary.replace(path)
+            for path, text in texts.items():
+                _write_anew(temporary[path], text)
+            for path in texts if not only_try else ():
+                temporary[path].replace(path)
         except OSError as error:
             raise UblkdError(
                 f"cannot write {path}: {reason(error)}", hint="is /run full?"
             ) from error
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            for left in temporary.values():
+                with contextlib.suppress(OSError):
+                    left.unlink(missing_ok=True)
 
     def update(
         self, dev_id: int, cookie: int, edit: Callable[[DeviceState], DeviceState], *,
@@ -267,6 +267,31 @@ def _decoded(raw: bytes, dev_id: int) -> DeviceState | None:
     named = all(v is None or isinstance(v, str) for v in (state.name, state.origin))
     sound = texts and maps and numbers and named and access.sound(state.access)
     return state if sound and state.version == VERSION and state.id == dev_id else None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float, doing: str) -> Iterator[None]:
+    """One at a time for a folder that is there. Raises UblkdError if another one has been ``doing``
+    that for so many seconds.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UblkdError(f"cannot open {printable(str(folder))}: {reason(error)}") from error
+    try:
+        _flock(fd, seconds, doing)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _write_anew(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)  # of a process that had our number and was killed
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "w", encoding="ascii") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def _flock(fd: int, seconds: float, doing: str) -> None:

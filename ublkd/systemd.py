@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 from pathlib import Path
@@ -44,6 +45,24 @@ def is_going_down() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return said.stdout.strip() == "stopping"
+
+
+def has_unit() -> bool:
+    """Whether systemd runs, and knows the unit that serves devices of files."""
+    if not SYSTEMD.exists():
+        return False
+    try:
+        systemctl("cat", "ublkd@.service")
+    except UblkdError:
+        return False
+    return True
+
+
+def start(unit: str) -> None:
+    """Have a unit started, also one that systemd has given up. Raises UblkdError."""
+    with contextlib.suppress(UblkdError):  # one that it does not know has not failed
+        systemctl("reset-failed", unit)
+    systemctl("start", unit)
 
 
 def systemctl(verb: str, unit: str) -> None:

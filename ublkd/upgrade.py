@@ -6,15 +6,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from ublkd import daemon, ending, manage, recovery
+from ublkd import daemon, ending, manage, recovery, units
 from ublkd.background import Child, Log, Tell
 from ublkd.control import Control
 from ublkd.errors import UblkdError
 from ublkd.manage import Found
 from ublkd.state import StateDir
-from ublkd.systemd import systemctl, unit_of
+from ublkd.systemd import unit_of
 
 GO = b"!"
 
@@ -22,7 +22,7 @@ GO = b"!"
 def upgrade(found: Found) -> int:
     """Have a daemon with this very code take the place of the one that serves.
 
-    One that a unit of systemd runs is restarted by systemd, or the unit would be left without it.
+    That of a unit of systemd is started by systemd, or the unit would be left without it.
 
     Returns the milliseconds in which no request was served. Raises UblkdError: before the device is
     quiesced if the new daemon could not serve it, and else one that says how it is now.
@@ -33,6 +33,8 @@ def upgrade(found: Found) -> int:
         raise UblkdError(
             f"nobody serves {found.called}", hint=f"'ublkd recover {dev_id}' has it served again"
         )
+    if unit := unit_of(found.pid):
+        units.refuse_wrong_file(found)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     with (
         open(go_write, "wb", buffering=0) as go,
@@ -44,15 +46,17 @@ def upgrade(found: Found) -> int:
         try:
             successor.hear()  # it could serve
             with _uninterrupted():
-                began = time.monotonic()
-                if unit := unit_of(found.pid):
+                if unit:  # it has done its part
                     successor.kill()
-                    systemctl("restart", unit)
-                    return _since(began)
+                began = time.monotonic()
+                # by systemctl stop a disk would go that is not in use
                 with Control() as control:
                     ending.quiesce(control, StateDir(), found)
-                go.write(GO)
-                _hear_ready(successor, found)
+                if unit:
+                    _await(found, lambda: units.serve(found, unit), f"systemctl start {unit}")
+                else:
+                    go.write(GO)
+                    _await(found, successor.hear, f"ublkd recover {dev_id}")
         except BaseException:
             successor.kill()
             raise
@@ -63,9 +67,10 @@ def _since(began: float) -> int:
     return round((time.monotonic() - began) * 1000)
 
 
-def _hear_ready(successor: Child, found: Found) -> None:
+def _await(found: Found, next_one: Callable[[], object], again: str) -> None:
+    """``again``: the command that tries it again."""
     try:
-        successor.hear()
+        next_one()
     except UblkdError as error:
         with Control() as control:
             now = manage.look(control, StateDir(), found.info.id)
@@ -74,7 +79,7 @@ def _hear_ready(successor: Child, found: Found) -> None:
         raise UblkdError(
             f"{found.called} is quiesced and its requests wait: the old daemon has ended, and the "
             f"new one failed: {error.message}",
-            hint=f"'ublkd recover {found.info.id}' tries again; {error.hint}",
+            hint=f"'{again}' tries again; {error.hint}",
         ) from error
 
 

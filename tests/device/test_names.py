@@ -96,6 +96,10 @@ def test_a_name_is_a_link_to_the_disk_and_its_partitions_for_as_long_as_there_is
     # a daemon that is killed takes no link along, and udev does not wait for the next one
     os.kill(told["pid"], signal.SIGKILL)
     wait_until(lambda: ublkd_json("show", "data")["state"] == "quiesced", 30, "quiesced")
+    # nor for one that has its number by now
+    (facts,) = Path("/run/ublkd").glob("0.*.udev")
+    facts.write_text(facts.read_text().replace(f"PID={told['pid']}\n", f"PID={os.getpid()}\n"))
+    assert f"={os.getpid()}\n" in facts.read_text()
     settle(node)
     settle(f"{node}p1")
     assert leads("/dev/disk/by-label/inside", f"{node}p1")
@@ -136,7 +140,7 @@ def test_what_was_left_of_a_disk_names_no_other_one(scratch: Path) -> None:
     with device("null", "--size", "4M", "--id", "0") as node:
         told.write_bytes(kept)
         too_early = told.with_name("0.udev")  # of a daemon that was killed in START_DEV
-        too_early.write_bytes(kept)
+        too_early.write_text(f"UBLKD_PID={os.getpid()}\nUBLKD_NAME=mine\n")  # a number of now
         settle(node)
         assert not os.path.lexists("/dev/ublk/mine")
         assert run("udevadm", "info", "--query=property", node).stdout.count("UBLKD_PID=") == 1

@@ -69,6 +69,20 @@ def test_a_disk_that_is_in_use_waits_for_the_next_start(described: Describe) -> 
     assert not units.device("used")
 
 
+def test_links_that_udev_could_not_make_are_there_when_the_disk_is_served_again(
+    described: Describe,
+) -> None:
+    described("linked", units.loop("linked"))
+    systemctl("start", "linked")
+    pid, link = units.pid_of("linked"), Path("/dev/ublk/linked")
+    assert link.exists()
+    link.unlink()
+    os.kill(pid, signal.SIGKILL)
+    units.served_by_another_than(pid, "linked")
+    wait_until(link.exists, units.SOON, f"{link}")
+    systemctl("stop", "linked")
+
+
 def test_a_daemon_that_does_not_go_on_is_replaced(described: Describe) -> None:
     described("stuck", units.loop("stuck"), drop_in=SMALL_WATCH)
     systemctl("start", "stuck")

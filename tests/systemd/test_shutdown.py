@@ -16,7 +16,17 @@ LAST = Path("/run/lab/last")
 
 
 def test_a_shutdown_begins_with_disks_mounted_and_written() -> None:
-    """By fstab, and by hand: the second mount has no dependency on the unit."""
+    """By fstab, and by hand: the second mount has no dependency on the unit. Beside them is one
+    that was left to the driver: nobody will serve it again.
+    """
+    image = units.image("left")
+    run("mkfs.ext4", "-q", image)
+    (units.ETC / "left.toml").write_text(f'target = "loop"\nfile = "{image}"\n')
+    systemctl("start", "left")
+    Path("/mnt/left").mkdir()
+    run("mount", "-o", "ro", units.node("left"), "/mnt/left")
+    systemctl("stop", "left")
+    assert units.device("left")["state"] == "quiesced"
     image = units.image("hand")
     run("mkfs.ext4", "-q", image)
     (units.ETC / "hand.toml").write_text(f'target = "loop"\nfile = "{image}"\n')

@@ -10,7 +10,7 @@ from tools import fio, run
 from tests.systemd import units
 from tests.systemd.units import Describe, systemctl
 
-NAMES = ("file", "block", "local", "tcp", "both")
+NAMES = ("file", "block", "local", "tcp", "both", "turns", "behind")
 
 
 def test_every_target_works_in_the_sandbox(described: Describe) -> None:
@@ -26,8 +26,9 @@ def test_every_target_works_in_the_sandbox(described: Describe) -> None:
         described("block", 'target = "loop"\nfile = "/dev/ram0"\n')
         described("local", f'target = "nbd"\nuri = "{local.uri()}"\n')
         described("tcp", f'target = "nbd"\nuri = "{tcp.uri()}"\n')
-        described("both", f'target = "mirror"\nfile = ["{units.image("a")}", '
-                          f'"{units.image("b")}"]\n')  # fmt: skip
+        for name, target in (("both", "mirror"), ("turns", "stripe"), ("behind", "concat")):
+            legs = [str(units.image(f"{name}-{leg}")) for leg in "ab"]
+            described(name, f'target = "{target}"\nfile = {legs}\n')
         systemctl("start", *NAMES)
         for name in NAMES:
             disk = units.node(name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import dev_info
 from tests.unit.helpers import is_one_line
-from ublkd import apply, ending
+from ublkd import apply, ending, systemd
 from ublkd.apply import Action, Present, Step, carry_out, plan
 from ublkd.config import build
 from ublkd.devicefiles import DeviceFile
@@ -206,6 +206,22 @@ def test_what_is_seen_of_a_device(
     assert list(map(str, found.changes)) == expected["changes"]
 
 
+def test_a_disk_that_is_only_open_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "claims", lambda _: "")
+    device = Found(info=dev_info(3), size=0, state=FROM_FILE)
+    for words, claimed in (("open by dd (process 7)", True), ("", False)):
+        monkeypatch.setattr(ending, "openers", lambda _, words=words: words)
+        (found,) = apply._present([device], {}, ())
+        assert found.claimed is claimed
+
+
+def test_a_step_says_which_device_was_looked_at() -> None:
+    for more in ({}, {"dead": True}, {"changes": [QUEUES]}):
+        for wanted in ((), ALL):
+            (step,) = plan(FOLDER, wanted, (), [present(cookie=7, **more)])
+            assert step.cookie == 7
+
+
 def test_only_devices_with_names_and_files_are_looked_at_closely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,8 +250,8 @@ class Hands:
     def start(self, file: DeviceFile) -> None:
         self._do(f"start {file.name}")
 
-    def end(self, name: str) -> None:
-        self._do(f"end {name}")
+    def end(self, step: Step) -> None:
+        self._do(f"end {step.name}")
 
     def change(self, file: DeviceFile) -> None:
         self._do(f"change {file.name}")
@@ -300,7 +316,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(SYSTEMCTL)
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(apply, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(systemd, "SYSTEMD", tmp_path)
     return script
 
 
@@ -311,22 +327,25 @@ def test_systemd_is_asked_only_where_it_has_our_unit_for_that_folder(
     assert isinstance(apply.hands(Path("/else")), apply.Ours)
     systemctl.with_name("systemctl.none").touch()
     assert isinstance(apply.hands(FOLDER), apply.Ours)
-    monkeypatch.setattr(apply, "SYSTEMD", systemctl.with_name("nothing"))
+    monkeypatch.setattr(systemd, "SYSTEMD", systemctl.with_name("nothing"))
     assert isinstance(apply.hands(FOLDER), apply.Ours)
 
 
 def test_units_are_started_and_stopped(systemctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[str] = []
-    monkeypatch.setattr(apply.Ours, "end", lambda _, name: ended.append(name))
+    def end(_: object, step: Step) -> None:
+        with systemctl.with_name("systemctl.log").open("a") as log:
+            log.write(f"end the disk of {step.name}\n")
+
+    monkeypatch.setattr(apply.Ours, "end", end)
     by = apply.Systemd()
     by.start(file("db-1.x"))
-    by.end("db-1.x")
+    by.end(Step(action=Action.DEL, name="db-1.x"))
     asked = systemctl.with_name("systemctl.log").read_text().splitlines()
-    assert asked == ["start ublkd@db-1.x.service", "stop ublkd@db-1.x.service"]
-    assert ended == ["db-1.x"]  # what no unit served
+    assert asked == ["reset-failed ublkd@db-1.x.service", "start ublkd@db-1.x.service",
+                     "end the disk of db-1.x", "stop ublkd@db-1.x.service"]  # fmt: skip
 
 
-def test_what_was_mounted_in_that_moment_is_served_again(
+def test_the_unit_of_a_disk_that_is_in_use_is_not_stopped(
     systemctl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -334,9 +353,8 @@ def test_what_was_mounted_in_that_moment_is_served_again(
 
     monkeypatch.setattr(apply.Ours, "end", refuse)
     with pytest.raises(UblkdError, match="in use"):
-        apply.Systemd().end("disk")
-    asked = systemctl.with_name("systemctl.log").read_text().splitlines()
-    assert asked == ["stop ublkd@disk.service", "start ublkd@disk.service"]
+        apply.Systemd().end(Step(action=Action.DEL, name="disk"))
+    assert not systemctl.with_name("systemctl.log").exists()
 
 
 @pytest.mark.usefixtures("systemctl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import dev_info, remembering
-from ublkd import apply
+from ublkd import apply, recovery
 from ublkd.config import build
 from ublkd.devicefiles import DeviceFile
 from ublkd.errors import UblkdError
@@ -18,7 +19,8 @@ from ublkd.uapi import DevState, Feature
 
 OPTIONS = dict(build("loop", {"file": "/a"}).options)
 STATE = DeviceState(id=3, cookie=0x75626B64 << 32, pid=1, name="disk", target="loop",
-                    options=OPTIONS, lease="copy", started=True)  # fmt: skip
+                    options=OPTIONS, lease="copy", started=True,
+                    origin="/etc/ublkd/disk.toml")  # fmt: skip
 
 
 def file(target: str, options: dict[str, Any]) -> DeviceFile:
@@ -53,6 +55,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
     states = remembering(tmp_path, STATE)
     states.counters(3).touch()
     monkeypatch.setattr(apply, "StateDir", lambda: states)
+    monkeypatch.setattr(recovery, "beside", lambda *_, **__: nullcontext())
     monkeypatch.setattr(apply, "Control", lambda: Driver(Feature.UPDATE_SIZE))
     return states
 
@@ -73,6 +76,14 @@ def test_a_device_is_changed_as_by_set_and_only_what_is_live_of_it(
     assert now.options == OPTIONS
     by.change(file("null", {}))
     assert loop.read(3) == now
+
+
+def test_a_device_that_only_has_the_name_is_not_changed(loop: StateDir) -> None:
+    by_hand = replace(STATE, origin=None)
+    loop.write(by_hand)
+    with pytest.raises(UblkdError, match="is not the device that was looked at"):
+        apply.Ours().change(file("loop", {"file": "/a", "follow-size": True}))
+    assert loop.read(3) == by_hand
 
 
 @pytest.mark.usefixtures("loop")

@@ -77,6 +77,25 @@ def test_it_is_never_cut_and_that_is_said_once() -> None:
     assert "it is not cut" in lines[0]
 
 
+def test_a_disk_that_was_cut_while_nobody_followed_grows_again() -> None:
+    driver: Any = Driver()
+    driver.size = 2 * DISK
+    follower = Follower(driver, 3, Target(*[2 * DISK] * 3), print)  # type: ignore[arg-type]
+    follower.look()
+    follower.forget()
+    driver.size = DISK
+    follower.look()
+    assert driver.size == 2 * DISK
+
+
+def test_to_what_is_no_whole_block_it_does_not_grow() -> None:
+    driver = Driver()
+    lines = following(2 * DISK + 1, 2 * DISK + 1, driver=driver)
+    assert driver.size == DISK
+    assert len(lines) == 1
+    assert "whole blocks" in lines[0]
+
+
 def test_what_grew_before_it_was_looked_at_is_made_up_for() -> None:
     driver = Driver()
     following(2 * DISK, driver=driver)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.helpers import is_one_line
-from ublkd import holders
+from ublkd import ending, holders
 from ublkd.holders import Holders, Process
 
 MOUNT = "36 35 259:4 / {place} rw,noatime master:1 - ext4 {source} rw\n"
@@ -136,6 +136,9 @@ def test_only_so_much_time_is_spent_on_processes(
     found = machine.found()
     assert not found
     assert found.words() == "perhaps open by others"
+    assert not found.is_passing  # whoever was not looked at may stay
+    monkeypatch.setattr(holders, "of", lambda _: found)
+    assert ending.openers(3) == "perhaps open by others"
 
 
 def test_of_many_some_are_named_and_the_others_counted(machine: Layout) -> None:

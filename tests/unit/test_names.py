@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from tests.unit.fakes import FakeControl, Log, dev_info, remembering
 from tests.unit.helpers import is_one_line
 from ublkd import names, udev
 from ublkd.config import NAME
-from ublkd.control import Control
+from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
 from ublkd.state import DeviceState, StateDir, new_cookie
+from ublkd.uapi import Cmd
 
 COOKIE = new_cookie()
 STATE = DeviceState(
@@ -154,6 +156,17 @@ def test_a_name_belongs_to_one_device(world: World, tmp_path: Path) -> None:
     world.does = lambda: world.link("gone")
     renamed(world, states, "gone")
     assert states.read(5) is None
+
+
+def test_a_device_that_the_driver_says_nothing_of_keeps_its_name(tmp_path: Path) -> None:
+    class Silent(FakeControl):
+        def get_dev_info(self, dev_id: int) -> DevInfo:
+            raise CommandError(Cmd.GET_DEV_INFO, errno.EPERM)
+
+    states = remembering(tmp_path, STATE)
+    with states.lock(), pytest.raises(CommandError):
+        names.refuse_taken(cast("Control", Silent(Log())), states, "db")
+    assert states.read(3) == STATE
 
 
 def test_of_another_device_nothing_is_changed(world: World, tmp_path: Path) -> None:

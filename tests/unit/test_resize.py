@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info, remembering
-from ublkd import changes, ending, manage, resize
+from ublkd import changes, ending, manage, recovery, resize
 from ublkd.control import CommandError
 from ublkd.errors import UblkdError, UsageError
 from ublkd.manage import Found
@@ -30,6 +31,7 @@ class Driver(FakeControl):
     offered = Feature.UPDATE_SIZE
     params = Params(size=MIB)
     error: UblkdError | None = None
+    looks: Callable[[], object] = staticmethod(lambda: None)
 
     def get_features(self) -> Feature:
         return self.offered
@@ -39,6 +41,7 @@ class Driver(FakeControl):
 
     def update_size(self, dev_id: int, size: int) -> None:
         self.log.step(f"size {size}")
+        self.looks()
         if self.error:
             raise self.error
         self.params = replace(self.params, size=size)
@@ -67,12 +70,26 @@ class World:
         self.states = remembering(folder, self.state)
         self.states.counters(3).touch()
         self.claimed = False
-        patch.setattr(ending, "claims", lambda _: "mounted" if self.claimed else "")
+        self.daemon_fails: BaseException | None = None
+        self.taken_back: DeviceState | None = None
+        patch.setattr(ending, "reserved", self._reserved)
         patch.setattr(changes, "change", self._change)
-        patch.setattr(changes, "take_back", lambda *_: self.log.step("take back"))
+        patch.setattr(changes, "take_back", self._take_back)
+
+    @contextlib.contextmanager
+    def _reserved(self, dev_id: int) -> Iterator[str]:
+        self.is_reserved = True
+        yield "mounted" if self.claimed else ""
+        self.is_reserved = False
+
+    def _take_back(self, states: StateDir, found: Found, before: DeviceState) -> None:
+        self.log.step("take back")
+        self.taken_back = before
 
     def _change(self, states: StateDir, found: Found, edit: Any) -> None:
         self.log.step("tell")
+        if self.daemon_fails:
+            raise self.daemon_fails
         states.update(3, INFO.cookie, edit)
 
     def with_options(self, **options: Any) -> None:
@@ -192,6 +209,63 @@ def test_a_driver_that_refuses_leaves_all_as_it_was(world: World) -> None:
     with pytest.raises(CommandError):
         world.resize()
     assert world.log == ["tell", f"size {2 * MIB}", "take back"]
+    assert world.taken_back
+    assert world.taken_back.size == MIB
+
+
+@pytest.mark.parametrize("error", [UblkdError("it did not answer"), KeyboardInterrupt()])
+def test_a_cut_that_fails_leaves_the_disk_as_large_as_it_was(
+    world: World, error: BaseException
+) -> None:
+    world.daemon_fails = error
+    with pytest.raises(type(error)):
+        world.resize(4096)
+    assert world.log == ["size 4096", "tell", "take back", f"size {MIB}"]
+    assert world.control.params.size == MIB
+    assert world.taken_back
+    assert world.taken_back.size == MIB  # the daemon may have heard of the other one
+
+
+def test_a_cut_that_the_driver_refuses_asks_nobody(world: World) -> None:
+    world.control.error = CommandError(Cmd.UPDATE_SIZE, 19)
+    with pytest.raises(CommandError):
+        world.resize(4096)
+    assert "tell" not in world.log
+    assert world.log.count("size 4096") == len([w for w in world.log if w.startswith("size")])
+
+
+def test_a_disk_that_stays_cut_is_told_of(world: World) -> None:
+    def refuse() -> None:
+        world.control.error = CommandError(Cmd.UPDATE_SIZE, 5) if "tell" in world.log else None
+
+    world.control.looks = refuse
+    world.daemon_fails = UblkdError("it did not answer")
+    with pytest.raises(UblkdError, match=f"cannot have its {MIB} bytes back") as caught:
+        world.resize(4096)
+    assert caught.value.hint
+
+
+def test_nobody_comes_to_use_a_disk_while_it_is_cut(world: World) -> None:
+    seen: list[bool] = []
+    world.control.looks = lambda: seen.append(world.is_reserved)
+    world.is_reserved = False
+    world.resize(4096)
+    world.resize(2048, force=True)
+    world.resize(2 * MIB)
+    assert seen == [True, False, False]
+
+
+@pytest.mark.parametrize("says", [0, -4096, MIB + 512, 4096 - 512])
+def test_a_target_that_says_what_no_disk_can_have_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch, says: int
+) -> None:
+    world.control.params = replace(world.control.params, logical_block=4096)
+    monkeypatch.setattr(recovery, "refuse_unfit", lambda *_, **__: None)
+    monkeypatch.setattr(LoopTarget, "size_now", lambda _: says)
+    with pytest.raises(UblkdError, match=f"there are {says} bytes") as caught:
+        world.resize()
+    assert caught.value.hint
+    assert world.log == []
 
 
 def _dead(world: World) -> None:

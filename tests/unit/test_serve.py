@@ -196,8 +196,9 @@ def test_a_device_that_follows_its_backing_asks_for_its_size_and_only_then(
     daemon.serve(config, 1, lambda _: None, bench.lines.append)
     assert bench.log == ["up", "size", "down"]
     bench.log.clear()
+    monkeypatch.setattr(follow.Follower, "forget", lambda _: bench.log.append("forget"))
     bench.serve(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert bench.log == ["up", "down"]
+    assert bench.log == ["up", "forget", "down"]  # what it has seen by then is no matter later
 
 
 def test_a_device_that_cannot_follow_its_backing_is_refused_before_there_is_any(

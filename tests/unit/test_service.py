@@ -34,7 +34,8 @@ FILE = DeviceFile(
     config=replace(build("null", {}, name="disk"), origin="/etc/ublkd/disk.toml"),
 )
 STATE = DeviceState(id=3, cookie=COOKIE, pid=1, name="disk", target="null",
-                    options=dict(FILE.config.options), lease="copy", started=True)  # fmt: skip
+                    options=dict(FILE.config.options), lease="copy", started=True,
+                    origin="/etc/ublkd/disk.toml")  # fmt: skip
 
 
 class Driver(FakeControl):
@@ -224,8 +225,8 @@ def started(
         daemon, "serve", lambda config, *_: driver.log.append(f"serve {config.origin}")
     )
 
-    def again(dev_id: int, *_: object, origin: str, live: dict[str, OptionValue]) -> None:
-        driver.log.append(f"serve {dev_id} again {origin}")
+    def again(dev_id: int, *_: object, live: dict[str, OptionValue]) -> None:
+        driver.log.append(f"serve {dev_id} again")
         driver.adopted = live
 
     monkeypatch.setattr(daemon, "serve_again", again)
@@ -257,7 +258,23 @@ def test_a_device_that_the_driver_has_kept_is_taken_over(
 ) -> None:
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=state, flags=KEPT, cookie=COOKIE)
-    assert started() == ["serve 3 again /etc/ublkd/disk.toml"]
+    assert started() == ["serve 3 again"]
+
+
+@pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.DEAD, DevState.LIVE])
+@pytest.mark.parametrize(
+    ("origin", "made"), [(None, "by hand"), ("/else/disk.toml", "from /else/disk.toml")]
+)
+def test_a_device_that_only_has_the_name_is_neither_taken_over_nor_deleted(
+    driver: Driver, tmp_path: Path, started: Callable[[], list[str]], state: DevState,
+    origin: str | None, made: str,
+) -> None:  # fmt: skip
+    states = remembering(tmp_path, replace(STATE, origin=origin))
+    driver.known[3] = dev_info(3, state=state, flags=KEPT, cookie=COOKIE)
+    with pytest.raises(UblkdError, match=f"was made {made}, and not from /etc/ublkd/disk.toml"):
+        started()
+    assert not driver.log
+    assert states.read(3) == replace(STATE, origin=origin)
 
 
 def test_what_the_file_says_now_is_told_and_waits(
@@ -341,9 +358,29 @@ def test_only_what_nobody_serves_is_released_and_only_at_the_end(
     monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
     remembering(tmp_path, STATE)
     driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
-    assert service.release("disk") == ("/dev/ublkb3 (disk)" if done else "")
+    assert service.release("disk") == (["/dev/ublkb3 (disk)"] if done else [])
     assert list(driver.log) == done
-    assert service.release("other") == ""
+    assert service.release("other") == []
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_when_the_system_goes_down_all_that_nobody_serves_is_released(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, down: bool
+) -> None:
+    monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
+    monkeypatch.setattr(service, "is_going_down", lambda: down)
+    monkeypatch.setattr(manage, "ids", lambda: [2, 3, 4, 5])
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
+    remembering(tmp_path, STATE)
+    driver.known[2] = dev_info(
+        2, state=DevState.LIVE, flags=KEPT, cookie=COOKIE + 1, pid=os.getpid()
+    )
+    driver.known[3] = dev_info(3, state=DevState.QUIESCED, flags=KEPT, cookie=COOKIE)
+    driver.known[4] = dev_info(4, state=DevState.QUIESCED, flags=KEPT, cookie=7)  # not ours
+    driver.known[5] = dev_info(5, state=DevState.DEAD, flags=KEPT, cookie=COOKIE + 2)
+    monkeypatch.setattr(manage.Found, "served", property(lambda found: found.info.id == 2))
+    assert service.release(None) == (["/dev/ublkb3 (disk)"] if down else [])
+    assert set(driver.known) == ({2, 4, 5} if down else {2, 3, 4, 5})
 
 
 @pytest.mark.parametrize(("down", "looks"), [(True, 3), (False, 0)])

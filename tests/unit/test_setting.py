@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info, remembering
+from tests.unit.helpers import is_one_line
 from ublkd import changes, manage, names, setting
 from ublkd.errors import NotPossibleError, UblkdError, UsageError
 from ublkd.manage import Found
@@ -43,6 +44,8 @@ class World:
         self.states.counters(3).touch()
         self.told = 0
         self.linked: list[tuple[str | None, str | None]] = []
+        self.served = True
+        patch.setattr(Found, "served", property(lambda _: self.served))
         patch.setattr(changes, "change", self._change)
         patch.setattr(names, "renamed", self._renamed)
 
@@ -90,6 +93,16 @@ def test_another_name_is_had_if_nobody_has_it(world: World) -> None:
     assert world.set(name="taken").name == "taken"
     with pytest.raises(UsageError, match="cannot be a name"):
         world.set(name="0")
+
+
+def test_a_device_of_a_file_is_called_like_its_file(world: World) -> None:
+    of_file = replace(STATE, origin="/etc/ublkd/data.toml")
+    world.states.write(of_file)
+    with pytest.raises(UblkdError, match=r"called like its file, /etc/ublkd/data\.toml") as caught:
+        world.set(name="other", request_timeout="2.5")
+    assert is_one_line(caught.value.message)
+    assert world.states.read(3) == of_file
+    assert world.set(name="data", request_timeout="2.5").options["request_timeout"] == 2.5
 
 
 def test_with_a_mistake_nothing_changes(world: World) -> None:
@@ -142,3 +155,28 @@ def test_a_device_that_cannot_be_changed_says_why(world: World, info: Any, says:
         world.set(name="other")
     assert caught.value.hint
     assert world.told == 0
+
+
+def test_what_nobody_serves_is_opened_with_the_new_values_before_they_are_written(
+    world: World, tmp_path: Path
+) -> None:
+    world.served = False
+    with pytest.raises(UblkdError, match="--request-timeout 0 leaves no time") as caught:
+        world.set(request_timeout="0", name="other")
+    assert "goes on as before" in caught.value.message
+    assert caught.value.hint
+    assert world.told == 0
+    assert world.states.read(3) == STATE
+    assert world.set(name="other").name == "other"  # which is no matter of what stands behind it
+
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    options = {
+        "file": str(image), "direct_io": "off", "offset": 0, "sizelimit": None,
+        "read_only": False, "share": False, "follow_size": False, "block_size": None,
+    }  # fmt: skip
+    world.states.write(replace(STATE, target="loop", options=options))
+    assert world.set(follow_size=True).options["follow_size"] is True
+    image.unlink()
+    with pytest.raises(UblkdError, match=r"could not serve it so: .*disk\.img"):
+        world.set(follow_size=False)

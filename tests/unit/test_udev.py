@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -129,6 +130,29 @@ def test_every_key_that_the_rules_ask_for_is_told() -> None:
     for name in ("/run/ublkd/%n.udev", "/run/ublkd/%n.$env{DISKSEQ}.udev"):
         assert name in text
     assert udev.before(3) == "3.udev"
+
+
+def test_a_process_serves_for_the_rules_if_it_has_the_other_node_open(tmp_path: Path) -> None:
+    """As the rules ask, with a file in the node's place."""
+    asked = re.findall(r"""PROGRAM!="/bin/sh -c '([^']*)'""", RULES.read_text())
+    assert len(asked) == 2
+    node = tmp_path / "ublkc"
+    (served := tmp_path / "ublkc3").touch()
+    for command in asked:
+        here = re.sub(r"%n|\$env\{UBLKD_ID\}", "3", command.replace("/dev/ublkc", str(node)))
+
+        def answers(pid: int, command: str = here) -> bool:
+            words = command.replace("$env{UBLKD_PID}", str(pid))
+            return not subprocess.run(
+                ["sh", "-c", words], check=False, stderr=subprocess.DEVNULL
+            ).returncode
+
+        assert not answers(os.getpid())
+        with served.open():
+            assert answers(os.getpid())
+            assert not answers(1 << 30)
+        with (tmp_path / "ublkc30").open("w"):
+            assert not answers(os.getpid())
 
 
 @pytest.mark.skipif(not shutil.which("udevadm"), reason="no udevadm")

@@ -122,14 +122,32 @@ def test_a_device_that_others_have_deleted_or_serve_does_not_wait(tmp_path: Path
     assert told["did"] == ["look", "quiesce"]
 
 
-def test_the_daemon_of_a_unit_is_restarted_by_systemd(tmp_path: Path) -> None:
-    script = """
+OF_UNIT = """
+from ublkd import units
 upgrade.unit_of = lambda pid: f"ublkd@of-{pid}.service"
-upgrade.systemctl = lambda verb, unit: did(f"{verb} {unit}")
+units.refuse_wrong_file = lambda _: did("read")
+units.serve = lambda found, unit: did(f"start {unit}")
 """
-    told = upgraded(tmp_path, script)
-    assert told["did"] == ["look", "restart ublkd@of-1.service"]
+
+
+def test_the_next_daemon_of_a_unit_is_systemds_to_start(tmp_path: Path) -> None:
+    told = upgraded(tmp_path, OF_UNIT)
+    # never stopped by systemd: that deletes a disk that is not in use
+    assert told["did"] == ["read", "look", "quiesce", "start ublkd@of-1.service"]
     assert 0 <= told["pause"] < 20_000
+
+
+def test_a_unit_that_could_not_serve_is_a_reason_not_to_quiesce(tmp_path: Path) -> None:
+    told = upgraded(tmp_path, OF_UNIT + "units.refuse_wrong_file = fails('the file is gone')\n")
+    assert told["message"] == "the file is gone"
+    assert told["did"] == []
+
+
+def test_a_unit_that_fails_leaves_a_device_that_waits_and_says_so(tmp_path: Path) -> None:
+    told = upgraded(tmp_path, OF_UNIT + "units.serve = fails('Job failed')\n")
+    assert "/dev/ublkb3 is quiesced and its requests wait" in told["message"]
+    assert "'systemctl start ublkd@of-1.service' tries again" in told["hint"]
+    assert told["did"] == ["read", "look", "quiesce"]
 
 
 @pytest.mark.parametrize(

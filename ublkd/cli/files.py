@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -78,19 +79,20 @@ def apply(folder: str, dry_run: bool, as_json: bool) -> int:
     status is 1.
     """
     from ublkd import devicefiles
-    from ublkd.apply import Action, carry_out, hands, look, plan
+    from ublkd.apply import Action, alone, carry_out, hands, look, plan
 
     where = at_rest(folder)
-    files, wrong = devicefiles.read_all(where)
-    bad = {error.name for error in wrong}
-    with driver() as (control, states):
-        states.prepare()
-        present = look(control, states, files, bad)
-    steps = plan(where, [file.name for file in files], bad, present)
-    if not as_json:
-        for step in steps:
-            emit(str(step))
-    failed = {} if dry_run else carry_out(steps, files, hands(where))
+    with contextlib.nullcontext() if dry_run else alone(where):
+        files, wrong = devicefiles.read_all(where)
+        bad = {error.name for error in wrong}
+        with driver() as (control, states):
+            states.prepare()
+            present = look(control, states, files, bad)
+        steps = plan(where, [file.name for file in files], bad, present)
+        if not as_json:
+            for step in steps:
+                emit(str(step))
+        failed = {} if dry_run else carry_out(steps, files, hands(where))
     if as_json:
         emit_json([
             {"name": step.name, "action": step.action.value, "why": step.why,

@@ -26,9 +26,9 @@ def recover(dev: str | None, every: bool, as_json: bool) -> None:
     """
 
     def one(device: Found) -> dict[str, Any]:
-        from ublkd import daemon
+        from ublkd import units
 
-        ready = daemon.recover(device)
+        ready = units.recover(device)
         return {"id": ready.id, "node": ready.node}
 
     chosen = _chosen("recover", dev, every, lambda device: device.is_orphan)

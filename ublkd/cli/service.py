@@ -46,12 +46,13 @@ def run(name: str, folder: str, keep: bool) -> None:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="Every device of ublkd that nobody serves.")
 @click.option(
     "--wait", "seconds", type=click.FloatRange(0, 3600),
     help="Before its daemon ends: wait so many seconds until nothing is mounted; delete nothing.",
 )  # fmt: skip
-def release(name: str, seconds: float | None) -> None:
+def release(name: str | None, every: bool, seconds: float | None) -> None:
     """Delete a device that nobody serves, if the system is being shut down.
 
     For the ExecStopPost of a unit, where who waits for the disk would wait for ever; with --wait
@@ -59,7 +60,14 @@ def release(name: str, seconds: float | None) -> None:
     """
     from ublkd import service
 
-    if seconds is not None:
-        service.await_unused(_named(name), seconds)
-    elif released := service.release(_named(name)):
+    if (name is None) is not every or (every and seconds is not None):
+        raise UsageError(
+            "release takes one NAME, or --all without --wait", hint="see 'ublkd release --help'"
+        )
+    if name is not None:
+        name = _named(name)
+    if name is not None and seconds is not None:
+        service.await_unused(name, seconds)
+        return
+    for released in service.release(name):
         warn(f"{released} was deleted: nobody served it, and the system goes down")
