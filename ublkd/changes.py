@@ -27,6 +27,8 @@ CHANGED = signal.SIGRTMIN + 1
 """Tells a daemon that its device's file has changed."""
 ANSWER_SECONDS = 30
 LOOK_SECONDS = 0.02
+LOCK_SECONDS, AGAIN_SECONDS = 0.2, 1.0
+"""How long a daemon waits for the folder's lock, and when it tries again."""
 
 Edit = Callable[[DeviceState], DeviceState]
 Log = Callable[[str], None]
@@ -154,19 +156,21 @@ def _tell(found: Found, daemon: int) -> None:
 
 
 class Changes:
-    """What a daemon goes by; for its main thread."""
+    """What a daemon goes by; for its main thread, which feeds the watchdog: it does not wait for
+    whoever has the lock on the folder, and writes what it owes when that is free.
+    """
 
     def __init__(self, states: StateDir, disk: Device, log: Log) -> None:
         self._states, self._disk, self._log = states, disk, log
         self._size: int | None = None
+        self._owed: list[Edit] = []
+        self._said = ""
         self.options: Mapping[str, OptionValue] = disk.config.options
 
     def look(self) -> None:
         """Go by what is written down, and answer it; without anything new do nothing."""
-        assert self._disk.info is not None
-        dev_id, cookie = self._disk.id, self._disk.info.cookie
-        state = self._states.read(dev_id)
-        if state is None or state.cookie != cookie or state.answered >= state.revision:
+        state = self._read()
+        if state is None or state.answered >= state.revision:
             return
         problem = self._go_by(state)
 
@@ -175,30 +179,61 @@ class Changes:
                 return now  # whoever has changed it again has told so
             return replace(now, answered=state.revision, problem=problem)
 
-        try:
-            self._states.update(dev_id, cookie, answer)
-        except UblkdError as error:  # it is taken back when its time is over
-            self._log(f"/dev/ublkb{dev_id}: no answer can be written: {error.message}")
+        self._write(answer)
 
     def adopt(self, values: Mapping[str, OptionValue]) -> None:
         """Go by other values of live options that nobody has asked for, by key, and remember them.
 
-        What the target does not take, or cannot be remembered, is logged.
+        What the target does not take, or cannot be remembered yet, is logged.
         """
-        assert self._disk.info is not None
-        state = self._states.read(self._disk.id)
-        if not values or state is None or state.cookie != self._disk.info.cookie:
+        state = self._read()
+        if not values or state is None:
             return
 
         def edit(now: DeviceState) -> DeviceState:
-            return replace(now, options={**now.options, **values})
+            old = {key: state.options.get(key) for key in values}
+            mine = {key: value for key, value in values.items() if now.options.get(key) == old[key]}
+            return replace(now, options={**now.options, **mine})  # others are asked for since
 
-        if self._go_by(edit(state)):
-            return
+        if not self._go_by(edit(state)):
+            self._write(edit)
+
+    def settle(self) -> float | None:
+        """Write what is owed, if that can be done; seconds until it is to be tried again, or None.
+
+        Whoever asked takes it back when their time is over.
+        """
+        if not self._owed:
+            return None
+        assert self._disk.info is not None
+        dev_id = self._disk.id
         try:
-            self._states.update(state.id, state.cookie, edit)
+            self._states.update(dev_id, self._disk.info.cookie, self._owing, seconds=LOCK_SECONDS)
         except UblkdError as error:
-            self._log(f"/dev/ublkb{state.id}: that is not remembered: {error.message}")
+            if error.message != self._said:
+                self._log(f"/dev/ublkb{dev_id}: what it goes by is not written down yet: "
+                          f"{error.message}")  # fmt: skip
+            self._said = error.message
+            return AGAIN_SECONDS
+        self._owed.clear()
+        return None
+
+    def _write(self, edit: Edit) -> None:
+        self._owed.append(edit)
+        self.settle()
+
+    def _read(self) -> DeviceState | None:
+        """What is written down of this very device, and what is owed, as if it were as well."""
+        assert self._disk.info is not None
+        state = self._states.read(self._disk.id)
+        if state is None or state.cookie != self._disk.info.cookie:
+            return None
+        return self._owing(state)
+
+    def _owing(self, state: DeviceState) -> DeviceState:
+        for edit in self._owed:
+            state = edit(state)
+        return state
 
     def _go_by(self, state: DeviceState) -> str:
         """What is wrong with it; all is as before then."""

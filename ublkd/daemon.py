@@ -178,6 +178,8 @@ def _until_the_end(
 
     def pause() -> float:
         seconds = manner.pause(disk)
+        if (again := changed.settle()) is not None:
+            seconds = min(seconds, again)
         if not follow.wanted(changed.options):
             follower.forget()
             return seconds

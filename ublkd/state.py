@@ -110,12 +110,14 @@ class StateDir:
             )
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One at a time: whoever chooses a name or sweeps. Waits at most LOCK_SECONDS."""
+    def lock(self, seconds: float | None = None) -> Iterator[None]:
+        """One at a time: whoever chooses a name or sweeps. Waits at most so long, by default
+        LOCK_SECONDS.
+        """
         self.prepare()
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _flock(fd, LOCK_SECONDS, "adding or deleting")
+            _flock(fd, LOCK_SECONDS if seconds is None else seconds, "adding or deleting")
             yield
         finally:
             os.close(fd)
@@ -181,10 +183,14 @@ class StateDir:
                     left.unlink(missing_ok=True)
 
     def update(
-        self, dev_id: int, cookie: int, edit: Callable[[DeviceState], DeviceState]
-    ) -> DeviceState | None:
-        """Replace that very device's file by what ``edit`` makes of it; None if it is not there."""
-        with self.lock():
+        self, dev_id: int, cookie: int, edit: Callable[[DeviceState], DeviceState], *,
+        seconds: float | None = None,
+    ) -> DeviceState | None:  # fmt: skip
+        """Replace that very device's file by what ``edit`` makes of it; None if it is not there.
+
+        ``seconds``: see ``lock``.
+        """
+        with self.lock(seconds):
             state = self.read(dev_id)
             if state is None or state.cookie != cookie:
                 return None

@@ -235,16 +235,20 @@ def test_nobody_is_asked_about_a_disk_that_somebody_else_has_stopped(bench: Benc
     assert list(bench.log) == ["up", "leave", "down"]
 
 
-def test_a_pause_ends_and_the_next_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("owing", [False, True])
+def test_a_pause_ends_and_the_next_begins(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, owing: bool
+) -> None:
     manner = Manner(bench.log)
 
-    def pause(disk: Any) -> float:
+    def pause(_: Any) -> float:
         bench.log.append("pause")
         if bench.log.count("pause") == 3:
             end_it()
-        return 0.001
+        return 3600 if owing else 0.001
 
     monkeypatch.setattr(manner, "pause", pause)
+    monkeypatch.setattr(changes.Changes, "settle", lambda _: 0.001 if owing else None)
     bench.serve(manner=manner)
     assert list(bench.log) == ["up", "pause", "pause", "pause", "leave", "down"]
 
