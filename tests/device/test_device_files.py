@@ -118,8 +118,8 @@ def test_a_file_is_served_and_its_disk_outlives_whoever_serves_it(scratch: Path,
             (mnt / "kept").write_text("before")
             # killed: the next one takes it over, with what it was made with
             assert served.end(signal.SIGKILL) == -signal.SIGKILL
-            put(etc, "disk", 'target = "loop"', f'file = "{scratch}/disk.img"', "queues = 2",
-                "follow-size = true")  # fmt: skip
+            other = 'target = "loop"', f'file = "{scratch}/disk.img"', "queues = 2"
+            put(etc, "disk", *other, "follow-size = true")
             assert served.start() == f"serves {node} again, target loop"
             assert (mnt / "kept").read_text() == "before"
             # told to end, and in use: the driver keeps it
@@ -127,6 +127,7 @@ def test_a_file_is_served_and_its_disk_outlives_whoever_serves_it(scratch: Path,
             assert "queues 2" in served.said  # waits, and what is live does not
             follows = "follow-size False -> True" if can_resize() else "disks cannot be resized"
             assert follows in served.said
+            put(etc, "disk", *other)  # where that cannot be, it could not be made anew
             assert "left to the driver" in served.said
             wait_until(lambda: state_of(node) == "quiesced", 30, "the driver's notice")
             assert served.start() == f"serves {node} again, target loop"
