@@ -187,7 +187,8 @@ def _until_the_end(
         return min(seconds, follow.SECONDS)
 
     asked = {DUMP: dump.asked, changes.CHANGED: changed.look, ending.STOPPING: disk.stopping}
-    _wait(disk, signalled, asked, pause)
+    with contextlib.closing(follower):
+        _wait(disk, signalled, asked, pause)
     if failure := disk.failure:
         dump.write()
         disk.leave()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from ublkd import follow
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.follow import Follower, refuse_impossible
 from ublkd.target import Params
@@ -51,7 +54,14 @@ def following(*sizes: int | BaseException | None, driver: Driver | None = None) 
     follower = Follower(made, 3, Target(*sizes), lines.append)  # type: ignore[arg-type]
     for _ in sizes:
         follower.look()
+    follower.close()
     return lines
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who answers at once is heard at once, however slow the machine is."""
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 30)
 
 
 def test_it_grows_whenever_more_stands_behind_it() -> None:
@@ -85,6 +95,7 @@ def test_a_disk_that_was_cut_while_nobody_followed_grows_again() -> None:
     follower.forget()
     driver.size = DISK
     follower.look()
+    follower.close()
     assert driver.size == 2 * DISK
 
 
@@ -128,3 +139,98 @@ def test_it_is_only_wanted_where_the_driver_can() -> None:
     refuse_impossible({"follow_size": True}, Feature.UPDATE_SIZE)
     with pytest.raises(NotPossibleError, match="UPDATE_SIZE"):
         refuse_impossible({"follow_size": True}, Feature.QUIESCE)
+
+
+# --- what stands behind it does not answer ----------------------------------------------------
+
+
+class Stuck:
+    """A target whose file is on a server that is gone, until somebody brings it back."""
+
+    def __init__(self) -> None:
+        self.back = threading.Event()
+        self.calls = 0
+        self.threads = set[int]()
+
+    def size_now(self) -> int:
+        self.calls += 1
+        self.threads.add(threading.get_ident())
+        self.back.wait()
+        return 2 * DISK
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    made = Stuck()
+    yield made
+    made.back.set()
+
+
+def test_whoever_feeds_the_watchdog_does_not_wait_for_what_stands_behind_the_disk(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, lines = Driver(), list[str]()
+    follower = Follower(driver, 3, stuck, lines.append)  # type: ignore[arg-type]
+    with monkeypatch.context() as hasty:
+        hasty.setattr(follow, "PATIENCE_SECONDS", 0.001)
+        for _ in range(3):
+            follower.look()
+        assert (driver.asked, lines) == (0, [])
+        hasty.setattr(follow, "SLOW_SECONDS", -1)
+        for _ in range(3):
+            follower.look()
+    assert lines == ["/dev/ublkb3 waits for what stands behind it to say its size, and does not "
+                     "grow"]  # fmt: skip
+    assert stuck.calls <= 1
+    stuck.back.set()
+    follower.look()
+    assert driver.size == 2 * DISK
+    follower.look()
+    follower.close()
+    assert (stuck.calls, len(stuck.threads), len(lines)) == (2, 1, 2)
+    assert threading.get_ident() not in stuck.threads
+
+
+def test_what_was_asked_before_nobody_followed_is_no_answer_any_more(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver: Any = Driver()
+    follower = Follower(driver, 3, stuck, print)  # type: ignore[arg-type]
+    with monkeypatch.context() as hasty:
+        hasty.setattr(follow, "PATIENCE_SECONDS", 0.001)
+        follower.look()
+    follower.forget()
+    stuck.back.set()
+    follower.look()
+    follower.close()
+    assert stuck.calls == 2
+
+
+def test_a_daemon_ends_while_its_target_still_looks_for_the_size(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.001)
+    follower = Follower(Driver(), 3, stuck, print)  # type: ignore[arg-type]
+    follower.look()
+    follower.close()
+    assert all(t.daemon for t in threading.enumerate() if t.name == "size")
+
+
+def test_where_no_thread_can_be_had_that_is_said_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver, lines = Driver(), list[str]()
+    follower = Follower(driver, 3, Target(2 * DISK), lines.append)  # type: ignore[arg-type]
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        follower.look()
+        follower.look()
+    assert len(lines) == 1
+    assert "there is no thread for it" in lines[0]
+    follower.look()
+    follower.close()
+    assert driver.size == 2 * DISK

@@ -152,10 +152,11 @@ class Target(Protocol):
     Beside these it has ``native(self) -> Native``, or ``submit(self, io: IoDesc, group: Group)``,
     which adds members to the group, answers or holds it, and never waits.
 
-    And it may have these, each called in the daemon's main thread and never in a queue's:
-    ``stopping()``, ``recovered(counters)``, ``size_now() -> int``: the bytes that a disk over what
-    stands behind it could have at this moment; ``resizing(size)``: the disk is about to have so
-    many; ``changed(options)``: some that are ``live`` have other values. docs/targets.md has them.
+    And it may have these, each called in the daemon's main thread and never in a queue's, but for
+    ``size_now``, which has a thread of its own: ``stopping()``, ``recovered(counters)``,
+    ``size_now() -> int``: the bytes that a disk over what stands behind it could have at this
+    moment; ``resizing(size)``: the disk is about to have so many; ``changed(options)``: some that
+    are ``live`` have other values. docs/targets.md has them.
     """
 
     api_version: ClassVar[int]
