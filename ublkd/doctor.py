@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -9,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from ublkd import udev
 from ublkd.control import DevInfo
@@ -307,7 +309,17 @@ def _leftovers(m: Machine) -> Findings:
 
 
 def _served(m: Machine, device: DevInfo) -> bool:
-    return device.pid > 0 and m.at(f"/proc/{device.pid}").exists()
+    """The driver forgets no process, which may have let go or be another one by now."""
+    with contextlib.suppress(OSError):
+        held = m.at(f"/proc/{device.pid}/fd").iterdir()
+        return any(_leads_to(fd, f"/dev/ublkc{device.id}") for fd in held)
+    return False
+
+
+def _leads_to(link: Path, node: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(link) == node
+    return False
 
 
 CHECKS: Mapping[str, Callable[[Machine], Findings]] = {

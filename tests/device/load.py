@@ -32,10 +32,10 @@ class Load(threading.Thread):
     def __init__(self, node: str) -> None:
         super().__init__(daemon=True)
         self._node, self._enough, self._failure = node, threading.Event(), ""
-        self._moments, self._rounds = random.Random(node), 0
+        self._moments, self._rounds, self._served = random.Random(node), 0, 0
 
     def __str__(self) -> str:
-        return f"{served(self._node)} requests, {self._rounds} times verified"
+        return f"{self._served} requests, {self._rounds} times verified"
 
     def run(self) -> None:
         seed = 0
@@ -62,6 +62,7 @@ class Load(threading.Thread):
         self.join(200)
         assert not self.is_alive()
         assert not self._failure, self._failure
+        self._served = served(self._node)
 
 
 @contextlib.contextmanager

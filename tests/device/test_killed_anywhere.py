@@ -63,7 +63,7 @@ def test_a_recovery_leaves_its_device_to_the_next(scratch: Path) -> None:
                 after(death, "recover")
                 ublkd("recover", "--all")
             assert state_of(node) == "live", death
-        figures(f"{told('recover', seen)}, {traffic}")
+    figures(f"{told('recover', seen)}, {traffic}")
     assert {death.who for death in seen} == {DAEMON, BOTH, COMMAND}
     nothing_left()
 
@@ -83,6 +83,6 @@ def test_an_upgrade_leaves_a_device_that_is_served_or_can_be(scratch: Path) -> N
                 after(death, "upgrade")
                 ublkd("recover", "--all")
             assert state_of(node) == "live", death
-        figures(f"{told('upgrade', seen)}, {traffic}")
+    figures(f"{told('upgrade', seen)}, {traffic}")
     assert {death.who for death in seen} == {DAEMON, BOTH, COMMAND, OTHER}
     nothing_left()

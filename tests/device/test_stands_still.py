@@ -38,5 +38,5 @@ def test_a_daemon_that_stands_still_under_load_is_a_pause_and_nothing_else(scrat
             assert reader.wait(60) == 0
             traffic.wait()
             since = served(node) - before
-            figures(f"SIGSTOP, lease {lease}: {SECONDS} s, {since} requests since then, {traffic}")
+        figures(f"SIGSTOP, lease {lease}: {SECONDS} s, {since} requests since then, {traffic}")
     nothing_left()

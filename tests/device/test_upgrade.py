@@ -50,12 +50,12 @@ def test_an_upgrade_is_a_pause_and_nothing_else(scratch: Path) -> None:
                     (told,) = json.loads(ublkd("upgrade", node, "--json").stdout)
                     pauses.append(told["pause_ms"])
                     assert pid_of(node) != before
-                most, middle = max(pauses), sorted(pauses)[len(pauses) // 2]
-                figures(f"upgrade, lease {kind}: {UPGRADES} times, at most {most} ms without an "
-                        f"answer, {middle} in the middle, {traffic}")  # fmt: skip
             assert re.fullmatch(
                 rf"{node}: requests waited \d+ ms\n", ublkd("upgrade", "--all").stdout
             )
+            most, middle = max(pauses), sorted(pauses)[len(pauses) // 2]
+            figures(f"upgrade, lease {kind}: {UPGRADES} times, at most {most} ms without an "
+                    f"answer, {middle} in the middle, {traffic}")  # fmt: skip
     nothing_left()
 
 

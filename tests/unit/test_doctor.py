@@ -237,7 +237,15 @@ def test_only_devices_that_count_are_held_against_ublks_max(healthy: Machine) ->
 
 
 def test_a_device_that_a_process_still_serves_is_no_leftover(healthy: Machine) -> None:
-    assert bad(replace(healthy, devices=[dev_info(7, state=DevState.QUIESCED, pid=42)])) == []
+    kept = replace(healthy, devices=[dev_info(7, state=DevState.QUIESCED, pid=42)])
+    held = healthy.root / "proc/42/fd"
+    held.mkdir(parents=True)
+    (held / "5").symlink_to("/dev/ublkc8")
+    assert [found.seen for _, found in bad(kept)] == [
+        "/dev/ublkb7 is quiesced and nobody serves it"
+    ]
+    (held / "6").symlink_to("/dev/ublkc7")
+    assert bad(kept) == []
 
 
 @pytest.mark.parametrize(
