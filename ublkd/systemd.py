@@ -12,8 +12,9 @@ from ublkd.errors import UblkdError, printable, reason
 SYSTEMD = Path("/run/systemd/system")
 """Is there where systemd is the init: sd_booted(3)."""
 ASK_SECONDS = 5
-DO_SECONDS = 150
-"""Longer than a unit may take to start or to stop, unless it asks for more."""
+DO_SECONDS = 600
+"""For a systemd that hangs: it ends by itself what takes longer than the unit may, and has asked
+for."""
 PROC = Path("/proc")
 UNIT = re.compile(r"ublkd@[^/]+\.service")
 
