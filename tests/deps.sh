@@ -39,6 +39,7 @@ need dmsetup command -v dmsetup
 need nbdkit command -v nbdkit
 need qemu-utils command -v qemu-nbd
 need nbd-server command -v nbd-server
+need nbd-client command -v nbd-client # make bench-nbd
 need dpkg-dev command -v dpkg-shlibdeps
 need man-db command -v man
 need groff command -v groff
