@@ -5,6 +5,10 @@
 # What keeps the two pipes open until systemd ends everybody.
 (trap - TERM && exec sleep infinity >/run/lab/out 2>/run/lab/err 3>&-) &
 
+# What tells systemd that it is in a container, where the host is one: it would not let mounts spread
+# to the units that have mounts of their own.
+rm -f /.dockerenv /run/.containerenv
+
 # Nothing that the host has enabled, mounts or generates; of the rest, only what is of use here.
 rm -rf /etc/systemd/system/* /etc/fstab
 cd /lib/systemd/system-generators && for name in *; do
