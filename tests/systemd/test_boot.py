@@ -42,6 +42,8 @@ def test_the_daemon_runs_as_the_unit_says() -> None:
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert re.search(r"Max locked memory +unlimited", limits)
     assert re.search(r"Max open files +65536", limits)
+    # in one of its own, it could be the last to have a filesystem of its disk mounted
+    assert Path(f"/proc/{pid}/ns/mnt").readlink() == Path("/proc/1/ns/mnt").readlink()
     locked = re.search(r"VmLck:\s+(\d+) kB", status)
     assert locked
     assert int(locked[1]) > 0

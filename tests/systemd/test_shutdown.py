@@ -38,3 +38,4 @@ def test_a_shutdown_begins_with_disks_mounted_and_written() -> None:
         Path(folder, "written").write_bytes(written)  # in the page cache: nobody has synced
     shutil.copy(HERE / "last.sh", LAST)
     LAST.chmod(0o755)
+    Path("/dev/kmsg").write_text("lab: the shutdown begins\n")
