@@ -1,11 +1,13 @@
 """A hundred devices, one after the other, in an interpreter that does nothing else.
 
 Prints what was held after each round as JSON: `own` and `served` in KiB of this process and of
-the daemons, `fds` and `threads` as counts, `left` as processes that were still there.
+the daemons, `blocks` of Python's own in this one, `fds` and `threads` as counts, `left` as
+processes that were still there.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -23,7 +25,7 @@ def main(path: str) -> None:
     """add, write, read, del: by what the verbs call, so that a round costs no interpreter."""
     states = StateDir()
     config = build("loop", {"file": path}, name="round", queues="2")
-    held: dict[str, list[int]] = {k: [] for k in ("own", "served", "fds", "left")}
+    held: dict[str, list[int]] = {k: [] for k in ("own", "blocks", "served", "fds", "left")}
     for _ in range(100):
         ready = daemon.start(config)
         data = os.urandom(64 << 10)
@@ -37,7 +39,9 @@ def main(path: str) -> None:
             held["served"].append(resident(found.info.pid))
             ending.delete(control, states, found)
         os.waitpid(-1, os.WNOHANG)
+        gc.collect()
         held["own"].append(resident("self"))
+        held["blocks"].append(sys.getallocatedblocks())
         held["fds"].append(len(os.listdir("/proc/self/fd")))
         held["left"].append(len(daemons()) + os.path.exists(ready.node))
     print(json.dumps(held | {"threads": threads()}))
