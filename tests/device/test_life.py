@@ -58,6 +58,7 @@ def test_a_hundred_rounds_leave_nothing_behind_and_grow_nothing(scratch: Path) -
     assert len(set(fds)) == 1, f"descriptors grew: {fds[0]} to {fds[-1]}"
     assert len(held["threads"]) == 1
     # some time in the first rounds Python takes half a megabyte, once
+    assert max(own[10:]) - own[10] < 1024, f"memory grew: {own[10]} to {max(own)} KiB"
     assert max(own[50:]) - own[50] < 256, f"memory grew: {own[50]} to {max(own)} KiB"
     grown = held["blocks"][-1] - held["blocks"][50]
     assert grown < 10 * 50, f"{grown} more objects after 50 rounds"
