@@ -158,14 +158,20 @@ $(DEB)/done.stamp: $(SOURCES) $(wildcard packaging/* packaging/debian/* systemd/
 	@sh packaging/deb.sh $(DEB)/out
 	@touch $@
 
-systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2] [K=]: the package, installed where systemd is process 1
-	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \
-		--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb' -- \
+LAB_SYSTEMD = $(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \
+	--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb'
+TWO_BOOTS := .cache/systemd.disk
+
+systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2] [K=]: the package, installed where systemd is process 1, and the next boot
+	@rm -f $(TWO_BOOTS); truncate -s 2G $(TWO_BOOTS)
+	@$(LAB_SYSTEMD) --disk $(TWO_BOOTS) -- \
 		'pytest -p no:cacheprovider -q -s --durations=5 tests/systemd -k "$(K)"'
+	@test -n "$(K)" || $(LAB_SYSTEMD) --disk $(TWO_BOOTS) -- \
+		'pytest -p no:cacheprovider -q -s tests/systemd/next_boot.py'
+	@rm -f $(TWO_BOOTS)
 
 soak-systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2]: 100 daemons killed in each way to serve; long
-	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 14400 \
-		--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb' -- \
+	@$(LAB_SYSTEMD) --deadline 14400 -- \
 		'THOROUGH=1 pytest -p no:cacheprovider -q -s tests/systemd/test_kills.py'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work

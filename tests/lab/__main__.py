@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from . import boots, cache, kernels, terminal
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--no-ublk", action="store_true", help="do not load ublk_drv")
         verb.add_argument("--env", action="append", default=[], metavar="NAME", help="pass it on")
         verb.add_argument("--quiet", action="store_true", help="say nothing of booting")
+        verb.add_argument("--disk", type=Path, metavar="FILE", help="a raw image, as /dev/vda")
         verb.add_argument("--strict", action="store_true", help="a kernel warning is a failure")
     run.add_argument("--systemd", action="store_true", help="process 1 is systemd")
     run.add_argument("--before", metavar="COMMAND", help="run it, then start systemd")
@@ -56,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
 def _options(arguments: argparse.Namespace) -> Options:
     if arguments.cpus < 1:
         raise LabError("--cpus must be 1 or more", status=Exit.USAGE)
+    disk = arguments.disk
+    if disk is not None and (not disk.is_file() or "," in str(disk)):
+        raise LabError(
+            f"no disk image {disk}",
+            hint="truncate -s 2G makes one; its name has no comma",
+            status=Exit.USAGE,
+        )
     return Options(
         kernel=arguments.kernel,
         cpus=arguments.cpus,
@@ -64,6 +73,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         deadline=arguments.deadline if arguments.verb == "run" else None,
         quiet=arguments.quiet,
         strict=arguments.strict,
+        disk=disk and disk.resolve(),
     )
 
 

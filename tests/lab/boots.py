@@ -31,6 +31,7 @@ class Options:
     deadline: float | None = 1800
     quiet: bool = False
     strict: bool = False
+    disk: Path | None = None
 
 
 def run(options: Options, what: job.Job) -> int:
@@ -55,7 +56,7 @@ def run(options: Options, what: job.Job) -> int:
     tool_folder = tools.get()
     with _folder() as folder:
         for way, last in _attempts(options):
-            machine = Machine(this, kernel.image, way, options.cpus, options.memory)
+            machine = Machine(this, kernel.image, way, options.cpus, options.memory, options.disk)
             _say(options, f"booting {kernel.version} ({way.value})")
             environ = {"UBLKD_LAB_KERNEL": kernel.version, "UBLKD_LAB_ACCEL": way.value}
             todo = dataclasses.replace(what, environ={**what.environ, **environ})

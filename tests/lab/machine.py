@@ -19,13 +19,14 @@ class Accel(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What to boot; ``memory`` in MiB."""
+    """What to boot; ``memory`` in MiB, ``disk`` a raw image that outlives the boot, or None."""
 
     arch: Arch
     image: Path
     accel: Accel
     cpus: int
     memory: int
+    disk: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,15 @@ def qemu(machine: Machine, wiring: Wiring) -> list[str]:
         *_ports(wiring),
         *("-chardev", f"socket,id=root,path={wiring.root_socket}"),
         *("-device", "vhost-user-fs-pci,chardev=root,tag=root,queue-size=1024"),
+        *_disk(machine),
     ]
+
+
+def _disk(machine: Machine) -> list[str]:
+    if machine.disk is None:
+        return []
+    # The host keeps what the guest has written, however the guest ends.
+    return ["-drive", f"file={machine.disk},format=raw,if=virtio,cache=unsafe"]
 
 
 def _accel(accel: Accel) -> list[str]:

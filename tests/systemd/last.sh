@@ -13,13 +13,22 @@ check() { # what it shows, then a command that succeeds
 		failed=1
 	fi
 }
-in_time() { ! dmesg | sed '1,/lab: the shutdown begins/d' | grep -E "systemd.*(timed out|Killing)"; }
+since_then() { dmesg | sed '1,/lab: the shutdown begins/d'; }
+in_time() { ! since_then | grep -E "systemd.*(timed out|Killing)"; }
+# the disk that nobody serves is taken away by force, below its filesystem
+elsewhere() { grep -Ev "$(cat /srv/left.disk)|/mnt/left"; }
+no_error() { ! since_then | grep -E "I/O error|(EXT4|JBD2).*(error|abort)|Failed.*(ublk|/mnt)" | elsewhere; }
 no_device() { ! ls -d /sys/class/ublk-char/* 2>/dev/null; }
 no_state() { ! ls /run/ublkd/* 2>/dev/null; }
 clean() { ! dumpe2fs -h "$1" 2>&1 | grep needs_recovery && e2fsck -fn "$1"; }
 holds() { debugfs -R "cat /written" "$1" 2>/dev/null | cmp - /srv/written; }
 
+if [ -b /dev/vda ]; then
+	check "the filesystem below all is clean" clean /dev/vda
+	mount -o ro /dev/vda /srv
+fi
 check "nothing timed out" in_time
+check "no error of a disk that was served" no_error
 check "no device is left" no_device
 check "nothing is remembered" no_state
 for name in disk hand; do

@@ -27,6 +27,7 @@ def test_a_shutdown_begins_with_disks_mounted_and_written() -> None:
     run("mount", "-o", "ro", units.node("left"), "/mnt/left")
     systemctl("stop", "left")
     assert units.device("left")["state"] == "quiesced"
+    Path("/srv/left.disk").write_text(Path(units.node("left")).name)
     image = units.image("hand")
     run("mkfs.ext4", "-q", image)
     (units.ETC / "hand.toml").write_text(f'target = "loop"\nfile = "{image}"\n')

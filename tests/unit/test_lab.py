@@ -1,5 +1,6 @@
 """The lab's decisions: nothing here boots or fetches anything."""
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -252,6 +253,18 @@ def test_systemd_is_process_1_where_something_runs_before_it(tmp_path: Path) -> 
 def test_a_command_before_systemd_means_systemd(words: list[str], before: str | None) -> None:
     arguments = __main__._parser().parse_args(["run", *words, "--", "true"])
     assert __main__._job(arguments).before == before
+
+
+def test_a_disk_must_be_there(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    arguments = __main__._parser().parse_args(["run", "--disk", str(image), "--", "true"])
+    with pytest.raises(LabError, match="no disk image"):
+        __main__._options(arguments)
+    image.write_bytes(b"")
+    assert __main__._options(arguments).disk == image
+    words = machine.qemu(dataclasses.replace(a_machine(), disk=image), WIRING)
+    assert after(words, "-drive").startswith(f"file={image},format=raw,")
+    assert "-drive" not in machine.qemu(a_machine(), WIRING)
 
 
 LOG = """\
