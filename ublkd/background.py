@@ -16,7 +16,8 @@ from typing import Any, Self
 from ublkd.errors import BY_EXIT_CODE, UblkdError, internal, printable, trace_of
 
 HEAR_SECONDS = 120
-"""How long a message may take. Each step of a daemon has a shorter deadline of its own."""
+"""How long a message may take, beside what its task is known to take. Each step of a daemon has a
+shorter deadline of its own."""
 
 Log = Callable[[str], None]
 Tell = Callable[[Mapping[str, Any]], None]
@@ -56,14 +57,15 @@ class Child:
     ) -> None:
         os.close(self._read_end)
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, task_seconds: float = 0.0) -> dict[str, Any]:
         """Its next message, whole. Raises the daemon's own error, or one that says how it died."""
-        until, raw = time.monotonic() + HEAR_SECONDS, b""
+        seconds = HEAR_SECONDS + task_seconds
+        until, raw = time.monotonic() + seconds, b""
         while not raw.endswith(b"\n"):
             left = max(0.0, until - time.monotonic())
             if not select.select([self._read_end], [], [], left)[0]:
                 raise UblkdError(
-                    f"the daemon (process {self.pid}) was not ready within {HEAR_SECONDS} seconds",
+                    f"the daemon (process {self.pid}) was not ready within {seconds:g} seconds",
                     hint="see the system log for ublkd, and dmesg",
                 )
             part = os.read(self._read_end, 65536)

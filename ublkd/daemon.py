@@ -9,6 +9,7 @@ import select
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ublkd import (
     below,
@@ -30,7 +31,7 @@ from ublkd.errors import UblkdError
 from ublkd.features import Recovery, groups, negotiate
 from ublkd.manage import Found
 from ublkd.state import StateDir, new_cookie
-from ublkd.target import OptionValue, Target
+from ublkd.target import OPEN_TIMEOUT, OptionValue, Target
 from ublkd.uevent import wait_for_node
 
 NODE_SECONDS = 15
@@ -248,7 +249,7 @@ def start(config: DeviceConfig) -> Ready:
     try:
         with Child(task) as child:
             try:
-                ready = Ready(**child.hear())
+                ready = Ready(**child.hear(opening_seconds(config.options)))
                 await_node(config, ready)
             except BaseException:
                 child.end()
@@ -257,6 +258,14 @@ def start(config: DeviceConfig) -> Ready:
         _sweep(cookie)
         raise
     return ready
+
+
+def opening_seconds(options: Mapping[str, Any]) -> float:
+    """How long a target may take to open what stands behind its disk, if it has an option that
+    says so.
+    """
+    seconds = options.get(OPEN_TIMEOUT.key)
+    return seconds if isinstance(seconds, int | float) else 0.0
 
 
 def await_node(config: DeviceConfig, ready: Ready) -> None:
@@ -306,9 +315,10 @@ def recover(found: Found) -> Ready:
     def task(tell: Tell, log: Log) -> None:
         serve_again(found.info.id, found.info.cookie, lambda ready: tell(asdict(ready)), log)
 
+    opening = opening_seconds(found.state.options if found.state else {})
     with Child(task) as child:
         try:
-            ready = Ready(**child.hear())
+            ready = Ready(**child.hear(opening))
         except UblkdError:
             child.kill()
             raise

@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from ublkd import (
     daemon,
@@ -35,7 +34,7 @@ from ublkd.notify import INFO, WARNING, Notifier
 from ublkd.recovery import TAKE_SECONDS
 from ublkd.state import StateDir, new_cookie
 from ublkd.systemd import is_going_down
-from ublkd.target import OPEN_TIMEOUT, OptionValue
+from ublkd.target import OptionValue
 from ublkd.uapi import DevState, Feature
 from ublkd.watchdog import Watchdog
 
@@ -171,7 +170,7 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
         say(line, INFO)
 
     if kept is None:
-        notifier.extend(START_SECONDS + opening_seconds(file.config.options))
+        notifier.extend(START_SECONDS + daemon.opening_seconds(file.config.options))
         with daemon.awaiting(file.config) as awaited:
 
             def first(ready: Ready) -> None:
@@ -180,7 +179,9 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
             daemon.serve(file.config, new_cookie(), first, log, manner)
         return
     notifier.status(f"takes {kept.called} over")
-    opening = opening_seconds(kept.state.options) if kept.state else 0.0  # not by the file's yet
+    opening = daemon.opening_seconds(
+        kept.state.options if kept.state else {}
+    )  # not by the file's yet
     notifier.extend(START_SECONDS + TAKE_SECONDS + opening)
 
     def again(ready: Ready) -> None:
@@ -189,14 +190,6 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
 
     info = kept.info
     daemon.serve_again(info.id, info.cookie, again, log, manner, live=live)
-
-
-def opening_seconds(options: Mapping[str, Any]) -> float:
-    """How long a target may take to open what stands behind its disk, if it has an option that
-    says so.
-    """
-    seconds = options.get(OPEN_TIMEOUT.key)
-    return seconds if isinstance(seconds, int | float) else 0.0
 
 
 def _live(control: Control, kept: Found, file: DeviceFile, say: Say) -> dict[str, OptionValue]:

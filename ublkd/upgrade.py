@@ -43,8 +43,9 @@ def upgrade(found: Found) -> int:
         ) as successor,
     ):
         os.close(go_read)
+        opening = daemon.opening_seconds(found.state.options if found.state else {})
         try:
-            successor.hear()  # it could serve
+            successor.hear(opening)  # it could serve
             with _uninterrupted():
                 if unit:  # it has done its part
                     successor.kill()
@@ -56,7 +57,7 @@ def upgrade(found: Found) -> int:
                     _await(found, lambda: units.serve(found, unit), f"systemctl start {unit}")
                 else:
                     go.write(GO)
-                    _await(found, successor.hear, f"ublkd recover {dev_id}")
+                    _await(found, lambda: successor.hear(opening), f"ublkd recover {dev_id}")
         except BaseException:
             successor.kill()
             raise

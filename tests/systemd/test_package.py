@@ -36,7 +36,7 @@ def test_a_new_package_leaves_devices_and_daemons_as_they_are(package: Path) -> 
     written = Path(MOUNT, "through-the-update")
     written.write_bytes(os.urandom(1 << 20))
     run("sync", "-f", MOUNT)
-    run("ublkd", "upgrade", "--all")
+    run(COMMAND, "upgrade", "--all")
     assert units.pid_of("disk") not in (0, pid)
     assert len(written.read_bytes()) == 1 << 20
     written.unlink()

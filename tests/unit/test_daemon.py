@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.unit.helpers import is_one_line, python
+from ublkd import daemon
 
 PRELUDE = """
 import contextlib, json, os, signal, sys, time
@@ -231,6 +232,23 @@ def test_a_daemon_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
     assert (tmp_path / "pid").read_text() in told["message"]
     assert is_gone(tmp_path)
     assert time.monotonic() - before < 20
+
+
+def test_a_target_that_may_open_for_long_is_waited_for_so_much_longer(tmp_path: Path) -> None:
+    told = started(
+        tmp_path,
+        """
+background.HEAR_SECONDS = 0.1
+daemon.opening_seconds = lambda options: 0.2
+serving(lambda *_: time.sleep(100))
+""",
+    )
+    assert "was not ready within 0.3 seconds" in told["message"]
+
+
+def test_how_long_opening_may_take_is_said_by_the_option_of_that_name() -> None:
+    assert daemon.opening_seconds({"open_timeout": 300.0}) == 300
+    assert daemon.opening_seconds({"size": "1G"}) == 0
 
 
 def test_a_daemon_that_will_not_be_ended_gently_is_killed(tmp_path: Path) -> None:
