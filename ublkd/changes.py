@@ -14,9 +14,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from ublkd import config, recovery
+from ublkd import config, process, recovery
 from ublkd.device import Device
 from ublkd.errors import UblkdError, printable, told
 from ublkd.manage import Found
@@ -135,20 +134,18 @@ def _ended(found: Found) -> UblkdError:
 
 
 def _tell(found: Found, daemon: int) -> None:
-    """Of whoever does not listen to the signal it would be the end: an older daemon."""
     try:
-        status = Path(f"/proc/{found.pid}/status").read_text()
-        caught = int(status.partition("SigCgt:")[2].split(maxsplit=1)[0], 16)
+        listens = process.listens_to(found.pid, CHANGED)
         if not found.served:
             raise _ended(found)
-        if not caught >> (CHANGED - 1) & 1:
+        if not listens:
             raise UblkdError(
                 f"the daemon of {found.called} (process {found.pid}) is of an older ublkd, which "
                 "cannot change it",
                 hint=f"'ublkd upgrade {found.info.id}' puts one of this ublkd in its place",
             )
         signal.pidfd_send_signal(daemon, CHANGED)
-    except (OSError, IndexError) as error:
+    except OSError as error:
         raise _ended(found) from error
 
 

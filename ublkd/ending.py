@@ -12,7 +12,6 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ublkd import holders, manage
@@ -20,7 +19,7 @@ from ublkd.control import CommandError, Control
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import UNSERVED, Found, again, refuse_foreign
-from ublkd.process import is_there, serves
+from ublkd.process import is_there, listens_to, serves
 from ublkd.state import StateDir
 from ublkd.uapi import DevState, Feature
 from ublkd.writeback import write_back
@@ -279,15 +278,13 @@ def _watch(pid: int) -> Any:
 
 
 def _tell(daemon: int | None, pid: int) -> None:
-    """For whoever does not listen to the signal it would be the end: an older daemon, or another
-    process if the driver's number is from another pid namespace.
+    """Unless it is an older daemon, or another process: the driver's number may be from another pid
+    namespace.
     """
     if daemon is None:
         return
-    with contextlib.suppress(OSError, ValueError):
-        status = Path(f"/proc/{pid}/status").read_text()
-        caught = int(status.partition("SigCgt:")[2].split(maxsplit=1)[0], 16)
-        if caught >> (STOPPING - 1) & 1 and serves(pid):
+    with contextlib.suppress(OSError):
+        if listens_to(pid, STOPPING) and serves(pid):
             signal.pidfd_send_signal(daemon, STOPPING)
 
 

@@ -27,12 +27,26 @@ def is_there(pid: int) -> bool:
     return False
 
 
+def listens_to(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal: of any other it would be the end, such as
+    an older daemon's. Raises OSError, also if there is no such process.
+    """
+    caught = _mask(Path(f"/proc/{pid}"), "SigCgt")
+    return bool(caught >> (number - 1) & 1)
+
+
 def _is_ending(process: Path) -> bool:
     """Whether it has been killed: it may take a while until it is gone (proc(5))."""
     flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
-    status = (process / "status").read_text()
-    pending = int(status.partition("SigPnd:")[2].split(maxsplit=1)[0], 16)
+    pending = _mask(process, "SigPnd")
     return bool(flags & PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
+
+
+def _mask(process: Path, name: str) -> int:
+    """A set of signals, number N at bit N - 1: proc_pid_status(5)."""
+    status = (process / "status").read_text()
+    words = status.partition(f"{name}:")[2].split(maxsplit=1)
+    return int(words[0], 16) if words else 0
 
 
 def _leads_to_ublk(link: Path) -> bool:
