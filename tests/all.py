@@ -23,6 +23,8 @@ BIN = ROOT / ".venv" / "bin"
 PLAIN = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS")} | {
     "NO_COLOR": "1"
 }
+TELLING = ("FAILED ", "ERROR ", "lab: ")
+"""How a line begins that says why a step failed."""
 SUMMARY = re.compile(r"^=*\s*((?:\d+ [a-z]+(?:, )?)+) in [0-9.]+s")
 
 
@@ -87,6 +89,8 @@ class Outcome:
     failed: int
     skipped: int
     seconds: float
+    why: Sequence[str] = ()
+    """Of what failed, a line each."""
 
 
 def counts(line: str) -> dict[str, int]:
@@ -101,6 +105,7 @@ def run(step: Step, say: Callable[[str], object]) -> Outcome:
     """Run a step; what it says is passed on by line."""
     began = time.monotonic()
     found: Counter[str] = Counter()
+    why: list[str] = []
     with subprocess.Popen(
         step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", stdin=subprocess.DEVNULL, env=PLAIN,
@@ -109,13 +114,16 @@ def run(step: Step, say: Callable[[str], object]) -> Outcome:
         for line in process.stdout:
             say(line)
             found.update(counts(line))  # a step may be two boots
+            if line.startswith(TELLING):
+                why.append(line.rstrip())
     failed = found["failed"] + found["errors"] + found["error"]
     passed = found["passed"]
     if not step.suite:
         passed, failed = int(not process.returncode), int(bool(process.returncode))
     elif not failed and (process.returncode or not passed):
         failed = 1  # it ended badly without pytest's own word for it, or ran nothing
-    return Outcome(step, passed, failed, found["skipped"], time.monotonic() - began)
+    took = time.monotonic() - began
+    return Outcome(step, passed, failed, found["skipped"], took, why if failed else ())
 
 
 def _say(text: str) -> None:
@@ -148,6 +156,9 @@ def main() -> int:
         verdict = "ok" if not o.failed else "FAILED"
         print(f"{o.step.name:<19} {verdict:<7} {o.passed:>4} passed {o.failed:>3} failed "
               f"{o.skipped:>3} skipped {o.seconds:>6.0f} s")  # fmt: skip
+    for o in outcomes:
+        for line in o.why:
+            print(f"{o.step.name}: {line}")
     failed = sum(o.failed for o in outcomes)
     print(f"{sum(o.passed for o in outcomes)} passed, {failed} failed")
     return 1 if failed else 0

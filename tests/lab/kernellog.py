@@ -7,6 +7,8 @@ BLOCKED = "lab: blocked tasks"
 ALL = "lab: all tasks"
 END = "lab: end of tasks"
 
+_TEST = re.compile(r"lab: test (.*)")
+
 _TROUBLE = re.compile(
     r"WARNING:|BUG:|\bOops\b|blocked for more than|KASAN|UBSAN|KCSAN|Kernel panic|"
     r"general protection fault|possible recursive locking|circular locking|soft lockup|"
@@ -27,13 +29,22 @@ def after_init(log: str) -> str:
 
 
 def trouble(log: str) -> list[str]:
-    """Return the lines, without repeats, that tell of a bug or a stuck task."""
+    """Return the lines, without repeats, that tell of a bug or a stuck task, and in which test."""
     found: dict[str, str] = {}
+    during = ""
     for line in _before_dump(after_init(log)).splitlines():
-        if _TROUBLE.search(line) and not _NOISE.search(line):
+        if test := _TEST.search(line):
+            during = f" (in {test[1]})"
+        elif _TROUBLE.search(line) and not _NOISE.search(line):
             text = re.sub(r"^\[[^\]]*\]\s*", "", line.strip())
-            found.setdefault(text, text)
-    return list(found)
+            found.setdefault(text, text + during)
+    return list(found.values())
+
+
+def last_test(log: str) -> str:
+    """Return the test that began last; empty if none has said so."""
+    *_, last = "", *_TEST.finditer(_before_dump(log))
+    return last[1] if last else ""
 
 
 def _before_dump(log: str) -> str:

@@ -313,6 +313,8 @@ def report(session: Session, result: Result) -> None:
     log = session.kernel_log()
     if result.end is End.DEADLINE:
         print(kernellog.blocked(log) or "(no task is blocked)", file=sys.stderr)
+        if test := kernellog.last_test(log):
+            say(f"in {test}")
         return
     if log:
         print(kernellog.death(log), file=sys.stderr)

@@ -289,6 +289,16 @@ def test_kernel_trouble_is_what_follows_init_without_repeats() -> None:
     ]
 
 
+def test_trouble_is_told_with_the_test_that_brought_it() -> None:
+    log = LOG.replace("[    3.0]", "[    2.5] lab: test tests/t.py::a\n[    3.0]")
+    assert kernellog.trouble(log) == [
+        "INFO: task x:12 blocked for more than 120 seconds. (in tests/t.py::a)",
+        "WARNING: CPU: 1 PID: 3 at ublk_drv.c:12 (in tests/t.py::a)",
+    ]
+    assert kernellog.last_test(log) == "tests/t.py::a"
+    assert kernellog.last_test(LOG) == ""
+
+
 def test_blocked_tasks_are_cut_out_of_the_dump() -> None:
     assert kernellog.blocked(LOG) == "[    5.2] task:fio state:D stack:0 pid:7"
     assert kernellog.blocked(LOG.replace("task:fio", "")) == ""
