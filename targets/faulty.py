@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ublkd import registry
 from ublkd._core import ffi, lib
@@ -132,6 +132,16 @@ class FaultyTarget:
         """The other target's words, and the faults."""
         faults = {f"fault_{key}": value for key, value in self._told.items() if value is not None}
         return dict(self._over.describe()) | faults
+
+    def recovered(self, counters: Sequence[Mapping[str, Any]]) -> None:
+        """For the other target."""
+        if hook := getattr(self._over, "recovered", None):
+            hook(counters)
+
+    def stopping(self) -> None:
+        """For the other target."""
+        if hook := getattr(self._over, "stopping", None):
+            hook()
 
     def size_now(self) -> int | None:
         """The other target's."""

@@ -99,7 +99,7 @@ void link_lose(struct link *l, enum nbd_loss why, int err)
 			group_drop(own_group(l->own, tag));
 	}
 	l->slots[depth].state = SLOT_FREE;
-	l->nr_sent = l->nr_sent_reads = 0;
+	link_none_sent(l);
 	l->starved = false; /* they are all kept, and sent anew */
 	link_look_again(l);
 	(void)eventfd_write(l->disk->cfg.lost_fd, 1);
@@ -135,7 +135,7 @@ static bool has_waited(const struct link *l, const struct slot *s)
 static void settle_ticket(struct link *l, struct slot *s)
 {
 	if (s->state == SLOT_ANSWERED && !s->refused)
-		link_note_write(l, s->ticket);
+		link_note_write(l, s, s->ticket);
 	else
 		nbd_note_failure(l->disk, s->ticket);
 	s->ticket = -1;
@@ -148,8 +148,10 @@ bool link_keep(void *target, struct group *g)
 	struct slot *s = link_slot(l, g);
 	bool kept = false;
 
-	if (s->state == SLOT_FREE) /* it never came this far */
+	if (s->state == SLOT_FREE) { /* it never came this far */
+		s->lost_at = 0; /* unless it was kept before */
 		return false;
+	}
 	/* what failed was not the server's answer, but the socket */
 	if (s->state != SLOT_LOST && !s->refused && group_error(g)) {
 		link_lose(l, NBD_LOST_SOCKET, group_error(g));
@@ -257,6 +259,7 @@ int link_start(void *target, struct own *own, void **mine)
 		link_free_outgoing(l);
 		return -ENOMEM;
 	}
+	l->winding_up = l->last_flush = l->out_of_time = false;
 	pthread_mutex_lock(&n->lock);
 	l->own = own;
 	set_state(l, NBD_WAITING);

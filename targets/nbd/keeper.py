@@ -37,6 +37,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 """Seconds between two tries; they double from one to the other."""
 GRACE_SECONDS = 1.0
 """How long a disk that shall end may go without a request being answered."""
+SLOW_SECONDS = 15.0
+"""How long it may if one of them is a flush or a zeroing, which takes a server time: what is dirty
+must get there.
+"""
 STOP_SECONDS = 20.0
 """How long a disk may take to end before it is taken to live on."""
 END_SECONDS = 10.0
@@ -105,6 +109,7 @@ class Keeper:
             "gather_bytes": gathered(settings),
             "journal_bytes": self.journal.bytes if self.journal else 0,
             "journal": self.journal.memory if self.journal else ffi.NULL,
+            "flushes": self.export.flush and not self._params.read_only,
         }
         self.links = lib.nbd_new(ffi.new("struct nbd_config *", config))
         if self.links == ffi.NULL:
@@ -147,6 +152,7 @@ class Keeper:
 
     def stopping(self) -> None:
         """The disk is about to end: nothing waits for a server any more that does not answer."""
+        lib.nbd_stopping(self.links, True)
         os.eventfd_write(self._stop, 1)
 
     def close(self) -> None:
@@ -377,15 +383,19 @@ class Keeper:
         A disk that lives on all the same has its connections again.
         """
         self._parting.end_old()
-        before, until = -1, time.monotonic() + STOP_SECONDS
+        began = time.monotonic()
+        before, until = -1, began + STOP_SECONDS
         while not self._ending and time.monotonic() < until:
             ended = self._ended()
             waiting = any(self._status(link).unanswered for link in self._links)
+            slow = any(self._status(link).slow for link in self._links)
             down = any(self._is_down(link) for link in self._links)
-            if down or (waiting and ended == before):
+            patient = slow and time.monotonic() - began < SLOW_SECONDS
+            if down or (waiting and ended == before and not patient):
                 self._fail()
             before = ended
             self._heard()
             select.select([self._lost], [], [], GRACE_SECONDS)
+        lib.nbd_stopping(self.links, False)  # or it has ended by now
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._stop)

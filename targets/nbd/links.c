@@ -97,14 +97,26 @@ void nbd_fail(struct nbd *n, uint32_t link)
 	wish(n, link, &(struct inbox){ .fd = -1, .fails = true });
 }
 
-void nbd_limits(struct nbd *n, uint64_t timeout_ns, uint64_t window_ns)
+/* Each link looks once more at what it waits for. */
+static void wake_all(struct nbd *n)
 {
-	__atomic_store_n(&n->cfg.timeout_ns, timeout_ns, __ATOMIC_RELAXED);
-	__atomic_store_n(&n->cfg.window_ns, window_ns, __ATOMIC_RELAXED);
 	pthread_mutex_lock(&n->lock);
 	for (uint32_t i = 0; i < n->cfg.nr_links; i++)
 		link_wake(&n->links[i]);
 	pthread_mutex_unlock(&n->lock);
+}
+
+void nbd_stopping(struct nbd *n, bool is)
+{
+	__atomic_store_n(&n->stopping, is, __ATOMIC_SEQ_CST);
+	wake_all(n);
+}
+
+void nbd_limits(struct nbd *n, uint64_t timeout_ns, uint64_t window_ns)
+{
+	__atomic_store_n(&n->cfg.timeout_ns, timeout_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&n->cfg.window_ns, window_ns, __ATOMIC_RELAXED);
+	wake_all(n);
 }
 
 void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)
@@ -116,5 +128,6 @@ void nbd_look(struct nbd *n, uint32_t link, struct nbd_status *out)
 	pthread_mutex_unlock(&n->lock);
 	out->unanswered =
 		__atomic_load_n(&l->told.unanswered, __ATOMIC_RELAXED);
+	out->slow = __atomic_load_n(&l->told.slow, __ATOMIC_RELAXED);
 	out->ended = __atomic_load_n(&l->told.ended, __ATOMIC_RELAXED);
 }

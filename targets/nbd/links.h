@@ -43,6 +43,7 @@ struct nbd_config {
 	uint32_t gather_bytes; /* writes up to this are copied: outgoing.c */
 	uint64_t journal_bytes; /* 0: what may be lost is not remembered */
 	void *journal; /* these, in memory: the target's first file */
+	bool flushes; /* the export has FLUSH */
 };
 
 struct nbd_status {
@@ -51,6 +52,7 @@ struct nbd_status {
 	int err; /* and its -errno, if it has one */
 	uint64_t attached; /* descriptors that were used or put aside */
 	uint32_t unanswered; /* requests that were sent or wait to be */
+	uint32_t slow; /* that were sent, and may take a server long */
 	uint64_t ended; /* requests, ever */
 	uint64_t losses;
 	bool may_still_write; /* at the last one writes were unanswered */
@@ -79,6 +81,12 @@ void nbd_break(struct nbd *n, uint32_t link);
  * until nbd_attach().
  */
 void nbd_fail(struct nbd *n, uint32_t link);
+
+/*
+ * Whether the disk is about to end for good: no queue waits for a last flush
+ * then, as it does where the next daemon shall not doubt what was written.
+ */
+void nbd_stopping(struct nbd *n, bool is);
 
 /* Other limits than those of its nbd_config, from now on. */
 void nbd_limits(struct nbd *n, uint64_t timeout_ns, uint64_t window_ns);

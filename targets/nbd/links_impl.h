@@ -12,7 +12,7 @@
 #include "wire.h"
 
 /* Ids of own.h: */
-enum { OWN_REPLY, OWN_TICK, OWN_GATHERED };
+enum { OWN_REPLY, OWN_TICK, OWN_GATHERED, OWN_LAST };
 
 #define NBD_JOURNAL 1 /* the fixed file of the journal, if there is one */
 
@@ -65,6 +65,7 @@ struct link {
 	bool receiving; /* a reply is awaited */
 	uint32_t nr_sent; /* slots whose answer is awaited */
 	uint32_t nr_sent_reads; /* of these: data comes behind theirs */
+	uint32_t nr_sent_slow; /* those may take the server long */
 	bool ticking;
 	bool starved; /* some of what is kept waits for room in the journal */
 	uint64_t heard_at; /* ns: the last reply */
@@ -78,6 +79,9 @@ struct link {
 	struct slot *slots; /* one per tag, and that of a flush of our own */
 	struct nbd_reply replies[NBD_REPLIES]; /* those that came last */
 	uint32_t cut_off; /* bytes of the first: the rest has not come yet */
+	bool winding_up; /* nothing comes any more */
+	bool last_flush; /* the one behind all has been sent */
+	bool out_of_time; /* nobody waits for it any longer */
 };
 
 struct nbd {
@@ -89,6 +93,7 @@ struct nbd {
 	uint32_t lost_flushes; /* how often a flush has to fail, on each link */
 	bool starved; /* a link is */
 	bool journal_broken;
+	bool stopping;
 	struct journal *journal; /* NULL: none is kept */
 	uint16_t socket; /* the fixed file of a queue's connection */
 	struct link links[NBD_MAX_LINKS];
@@ -145,6 +150,9 @@ uint64_t link_cookie(const struct link *l, uint16_t tag);
 /* A request is sent, or its answer is not awaited any more. */
 void link_count_sent(struct link *l, const struct slot *s, int change);
 
+/* Of none is it awaited. */
+void link_none_sent(struct link *l);
+
 /* The slot's header, for what `e` says; its answer is awaited from now on. */
 void link_prepare(struct link *l, uint16_t tag, const struct nbd_entry *e);
 
@@ -190,6 +198,9 @@ void link_try_again(struct link *l);
 /* The flush of our own was answered, with an error of the server's or 0. */
 void link_on_room(struct link *l, uint32_t error);
 
+/* Of struct ublkd_target_ops: a flush covers what is acknowledged. */
+bool link_winds_up(void *target);
+
 bool link_is_journaled(const struct link *l, uint16_t command);
 
 /* The bytes of a write go to its ticket, if it has one; from `copy` or NULL. */
@@ -199,7 +210,7 @@ void link_record(struct link *l, struct group *g, const void *copy);
 int link_on_cqe(void *target, struct group *g, unsigned int member, int res);
 
 /* A write was acknowledged, was not, a flush was, or the journal is not whole. */
-void link_note_write(struct link *l, int64_t ticket);
+void link_note_write(struct link *l, const struct slot *s, int64_t ticket);
 void nbd_note_failure(struct nbd *n, int64_t ticket);
 void link_note_flush(struct link *l, uint64_t covers);
 void nbd_break_journal(struct nbd *n);

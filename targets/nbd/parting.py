@@ -102,13 +102,19 @@ def _end(socks: list[socket]) -> None:
 
 
 def _hear_out(socks: Sequence[socket], patience: Patience) -> None:
-    """Raises TimedOut, Stopped, or OSError where the end will never be heard of."""
+    """All of them. Raises TimedOut, Stopped, or OSError where an end will never be heard of."""
     for sock in socks:
         with contextlib.suppress(OSError):  # it is over
             sock.shutdown(SHUT_WR)
+    never: OSError | None = None
     for sock in socks:
-        while _goes_on(sock):
-            patience.wait(sock.fileno(), select.POLLIN)
+        try:
+            while _goes_on(sock):
+                patience.wait(sock.fileno(), select.POLLIN)
+        except OSError as error:  # the others' ends may be heard all the same
+            never = error
+    if never:
+        raise never
 
 
 def _goes_on(sock: socket) -> bool:

@@ -34,7 +34,7 @@ static void note_success(struct link *l, struct slot *s)
 		link_note_flush(l, s->covers);
 	/* with a ticket once the journal has its data: link_keep() */
 	else if (nbd_changes(command) && !fua && s->ticket < 0)
-		link_note_write(l, -1);
+		link_note_write(l, s, -1);
 }
 
 static void take_reply(struct link *l, struct group *g, uint32_t error)

@@ -63,11 +63,29 @@ uint64_t link_cookie(const struct link *l, uint16_t tag)
 	       (uint64_t)l->slots[tag].serial << 16 | tag;
 }
 
+/* A flush or a zeroing may take a server long. */
+static bool is_quick(uint16_t command)
+{
+	return command == NBD_READ || command == NBD_WRITE;
+}
+
 void link_count_sent(struct link *l, const struct slot *s, int change)
 {
+	uint16_t command = be16toh(s->request.command);
+
 	l->nr_sent += (uint32_t)change;
-	if (be16toh(s->request.command) == NBD_READ)
+	if (command == NBD_READ)
 		l->nr_sent_reads += (uint32_t)change;
+	if (is_quick(command))
+		return;
+	l->nr_sent_slow += (uint32_t)change;
+	__atomic_store_n(&l->told.slow, l->nr_sent_slow, __ATOMIC_RELAXED);
+}
+
+void link_none_sent(struct link *l)
+{
+	l->nr_sent = l->nr_sent_reads = l->nr_sent_slow = 0;
+	__atomic_store_n(&l->told.slow, 0, __ATOMIC_RELAXED);
 }
 
 /* The slot's header, for what `e` says; its answer is awaited from now on. */
@@ -192,8 +210,7 @@ static void submit_all(void *target, struct group *const *groups,
 static bool is_late(const struct link *l, const struct slot *s, uint64_t now)
 {
 	uint64_t limit = nbd_timeout(l->disk);
-	uint16_t command = be16toh(s->request.command);
-	bool quick = command == NBD_READ || command == NBD_WRITE;
+	bool quick = is_quick(be16toh(s->request.command));
 
 	if (!limit) /* since this tick was begun */
 		return false;
@@ -234,6 +251,9 @@ static void on_own(void *target, unsigned int id, int res)
 	case OWN_TICK:
 		on_tick(l);
 		break;
+	case OWN_LAST:
+		l->out_of_time = true;
+		break;
 	default:
 		link_on_gathered(l, res);
 	}
@@ -251,6 +271,7 @@ static const struct ublkd_target_ops ops = {
 	.on_wake = link_on_wake,
 	.on_own = on_own,
 	.keep = link_keep,
+	.winds_up = link_winds_up,
 };
 
 const struct ublkd_target_ops *nbd_ops(void)

@@ -25,13 +25,17 @@ static void wake_starved(struct nbd *n)
 	pthread_mutex_unlock(&n->lock);
 }
 
-/* What the next daemon must know if this one dies stands in the counters. */
-void link_note_write(struct link *l, int64_t ticket)
+/*
+ * What the next daemon must know if this one dies stands in the counters. It
+ * has no journal to tell again: what is durable by itself does not count.
+ */
+void link_note_write(struct link *l, const struct slot *s, int64_t ticket)
 {
 	struct nbd *n = l->disk;
 	uint64_t order = __atomic_add_fetch(&n->acked, 1, __ATOMIC_ACQ_REL);
 
-	own_stats(l->own)->acked_writes = order;
+	if (!(be16toh(s->request.flags) & NBD_FLAG_FUA))
+		own_stats(l->own)->acked_writes = order;
 	if (ticket >= 0)
 		journal_keep(n->journal, ticket, order);
 	wake_starved(n);
@@ -67,6 +71,8 @@ void link_note_flush(struct link *l, uint64_t covers)
 
 void nbd_inherit(struct nbd *n, uint64_t acked, uint64_t flushed)
 {
+	if (acked < flushed) /* it counts those that are durable as well */
+		acked = flushed;
 	__atomic_store_n(&n->acked, acked, __ATOMIC_RELEASE);
 	__atomic_store_n(&n->flushed, flushed, __ATOMIC_RELEASE);
 }
@@ -115,22 +121,29 @@ static bool is_flushing(const struct link *l)
 	return l->slots[own_depth(l->own)].state == SLOT_SENT;
 }
 
-/* What has no room is kept until a flush of our own has made some. */
-static void make_room(struct link *l)
+/* Goes out with what else does next; false: there is no room for it now. */
+static bool gather_flush(struct link *l)
 {
 	const struct nbd_entry flush = { .command = NBD_FLUSH };
 	uint16_t tag = own_depth(l->own);
 	struct slot *s = &l->slots[tag];
 
-	if (is_flushing(l) || !journal_can_shrink(l->disk->journal))
-		return; /* whatever ends next wakes the link */
 	link_prepare(l, tag, &flush);
 	if (link_gather(l, NULL, &s->request, 0)) {
 		link_tick_later(l);
-		return;
+		return true;
 	}
-	s->state = SLOT_FREE; /* once something has gone out */
+	s->state = SLOT_FREE;
 	link_count_sent(l, s, -1);
+	return false;
+}
+
+/* What has no room is kept until a flush of our own has made some. */
+static void make_room(struct link *l)
+{
+	if (is_flushing(l) || !journal_can_shrink(l->disk->journal))
+		return; /* whatever ends next wakes the link */
+	(void)gather_flush(l); /* or once something has gone out */
 }
 
 int64_t link_take_room(struct link *l, const struct nbd_entry *e)
@@ -203,4 +216,43 @@ int link_on_cqe(void *target, struct group *g, unsigned int member, int res)
 	nbd_break_journal(l->disk);
 	group_excuse(g, member);
 	return res;
+}
+
+/* --- the end ----------------------------------------------------------- */
+
+#define LAST_NS 5000000000ULL /* what a server may take for the last flush */
+
+static bool is_over(const struct link *l)
+{
+	const struct nbd *n = l->disk;
+	bool must_tell = /* of a loss: a flush has to fail, not to cover it up */
+		l->failed_flushes !=
+		__atomic_load_n(&n->lost_flushes, __ATOMIC_ACQUIRE);
+
+	return l->state != NBD_CONNECTED || l->out_of_time || must_tell ||
+	       __atomic_load_n(&n->stopping, __ATOMIC_SEQ_CST) ||
+	       !n->cfg.flushes || !nbd_unflushed(n);
+}
+
+/*
+ * The disk goes on with another daemon, which finds another connection: it
+ * could not tell whether the server has been there all the time.
+ */
+bool link_winds_up(void *target)
+{
+	struct link *l = target;
+
+	if (is_over(l))
+		return false;
+	if (!l->winding_up)
+		own_delay(l->own, OWN_LAST, LAST_NS);
+	l->winding_up = true;
+	if (is_flushing(l))
+		return true;
+	/* refused; or another link has written since, and flushes that */
+	if (l->last_flush || !gather_flush(l))
+		return false;
+	l->last_flush = true;
+	link_send_gathered(l);
+	return true;
 }

@@ -259,6 +259,10 @@ class Driver:
         """Members and commands, the target's own ones among them."""
         return int(self.lib.fake_in_flight(self._fake))
 
+    def winds_up(self) -> bool:
+        """Whether the target wants one more turn before its own part ends."""
+        return bool(self.lib.fake_winds_up(self._fake))
+
     def end(self) -> int:
         """Of the target's own part."""
         return int(self.lib.fake_end(self._fake))

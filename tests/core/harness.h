@@ -180,6 +180,9 @@ int fake_fd(const struct fake *f);
  */
 int fake_end(struct fake *f);
 
+/* Whether it would wait for the target first; this asks as a queue does. */
+bool fake_winds_up(const struct fake *f);
+
 /* Members and commands in flight, the target's own ones among them. */
 uint32_t fake_in_flight(const struct fake *f);
 

@@ -75,6 +75,8 @@ class NbdDisk:
     journal_bytes: int = 0
     journal: int = -1
     """The file of it, if it has one; without one given it is made here."""
+    flushes: bool = False
+    """Whether a last flush is sent when it ends."""
     beside: NbdDisk | None = None
     """Another link of the same disk; it ends later."""
     keeper: Keeper | None = None
@@ -145,6 +147,7 @@ class NbdDisk:
             "gather_bytes": self.pages.gather_bytes,
             "journal_bytes": self.journal_bytes,
             "journal": self._map,
+            "flushes": self.flushes,
         }
         self.links = self.lib.nbd_new(ffi.new("struct nbd_config *", config))
         assert self.links

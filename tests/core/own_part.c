@@ -93,12 +93,25 @@ int fake_turn(struct fake *f, uint64_t ns)
 	return (int)fake_reap(f);
 }
 
+bool fake_winds_up(const struct fake *f)
+{
+	return groups_wind_up(&f->env);
+}
+
 int fake_end(struct fake *f)
 {
 	uint64_t until = stats_now() + END_NS;
 
 	if (!f->cfg.ops->start)
 		return 0;
+	while (groups_wind_up(&f->env)) {
+		int ret = fake_turn(f, NS_PER_S);
+
+		if (ret < 0)
+			return ret;
+		if (stats_now() > until)
+			return -ETIME;
+	}
 	groups_break(&f->env);
 	while (groups_busy(&f->env) || f->watch.in_flight) {
 		int ret = fake_turn(f, NS_PER_S);

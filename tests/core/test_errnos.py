@@ -38,7 +38,7 @@ FLUSHER = Request(FLUSH, 0, [Member(Op.FSYNC)])
 def told(op: int, error: int) -> int:
     if error in FULL:
         return -errno.ENOSPC
-    if error == errno.EOPNOTSUPP and op in (READ, WRITE):
+    if error == errno.EOPNOTSUPP and op in (READ, WRITE, FLUSH):
         return -errno.EIO
     return -error if error in UNDERSTOOD else -errno.EIO
 

@@ -84,6 +84,32 @@ def test_what_is_durable_by_itself_needs_no_flush(disk: NbdDisk, op: int) -> Non
     assert not unflushed(disk)
 
 
+@pytest.mark.parametrize("journal_bytes", [0, 1 << 20], ids=["strict", "replay"])
+@pytest.mark.parametrize("op", CHANGES)
+def test_the_next_daemon_does_not_doubt_what_is_durable_by_itself(
+    new_disk: DiskMaker, op: int, journal_bytes: int
+) -> None:
+    """Data, a flush, a durable write: so a filesystem's journal leaves a disk whenever it rests."""
+    disk = new_disk(journal_bytes=journal_bytes)
+    disk.attach(Store(noise(1 << 16)))
+    serve(disk, WRITE)
+    assert serve(disk, FLUSH) == 0
+    serve(disk, op, FUA)
+    stats = disk.driver.stats
+    disk.lib.nbd_inherit(disk.links, stats.acked_writes, stats.flushed_writes)
+    assert not unflushed(disk)
+    serve(disk, op)
+    disk.lib.nbd_inherit(disk.links, stats.acked_writes, stats.flushed_writes)
+    assert unflushed(disk)
+
+
+def test_a_server_that_refuses_a_flush_makes_no_success_of_it(disk: NbdDisk) -> None:
+    """As "not supported" would: blkdev_fsync()."""
+    serve(disk, WRITE)
+    assert serve(disk, FLUSH, error=95) == -errno.EIO
+    assert unflushed(disk)
+
+
 @pytest.mark.parametrize("op", CHANGES)
 def test_what_has_failed_needs_no_flush(disk: NbdDisk, op: int) -> None:
     assert serve(disk, op, error=5) == -errno.EIO

@@ -14,18 +14,25 @@ static bool transfers(unsigned int op)
 	return op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
 }
 
+/* What the block layer does by other means where it is not supported. */
+static bool is_optional(unsigned int op)
+{
+	return op == UBLK_IO_OP_DISCARD || op == UBLK_IO_OP_WRITE_ZEROES;
+}
+
 /*
  * Which errno the block layer may see. Some have a meaning of their own
  * there (EAGAIN, EBUSY, ENOMEM: try again for ever; ETIME, EOVERFLOW and
  * others: paths and zones), and most have none: block/blk-core.c. "Not
  * supported" is an answer to DISCARD or WRITE_ZEROES; to a reader or writer
- * through io_uring it means "try again", for ever: io_uring/rw.c.
+ * through io_uring it means "try again", for ever (io_uring/rw.c), and of a
+ * FLUSH it makes fsync() a success (blkdev_fsync() in block/fops.c).
  */
 static int sanitised(unsigned int op, int err)
 {
 	switch (err) {
 	case -EOPNOTSUPP:
-		return transfers(op) ? -EIO : err;
+		return is_optional(op) ? err : -EIO;
 	case -ENOSPC:
 	case -ENODATA:
 	case -EILSEQ:

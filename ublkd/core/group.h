@@ -178,6 +178,9 @@ int groups_start(struct group_env *env);
 /* It shall end: what it has under way is broken off. */
 void groups_break(struct group_env *env);
 
+/* Before that: whether the target wants one more turn of the loop. */
+bool groups_wind_up(const struct group_env *env);
+
 /* Whether something of it is still under way. */
 bool groups_busy(const struct group_env *env);
 

@@ -170,6 +170,12 @@ int groups_start(struct group_env *env)
 	return ret;
 }
 
+bool groups_wind_up(const struct group_env *env)
+{
+	return env->own->started && !env->own->ending && env->ops->winds_up &&
+	       env->ops->winds_up(env->target);
+}
+
 static void break_off(struct group_env *env, unsigned int id)
 {
 	struct member *m = &env->own->members[id];

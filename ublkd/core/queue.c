@@ -229,6 +229,9 @@ exit_ring:
 /* What the target has under way of its own uses its memory. */
 static void end_own(struct queue *q)
 {
+	while (!q->error && groups_wind_up(&q->env) &&
+	       !ring_submit_and_wait(&q->ring))
+		reap(q);
 	groups_break(&q->env);
 	while (groups_busy(&q->env) && !ring_submit_and_wait(&q->ring))
 		reap(q);

@@ -63,6 +63,12 @@ struct ublkd_target_ops {
 	 * stay lent until group_restart() submits it once more.
 	 */
 	bool (*keep)(void *target, struct group *g);
+	/*
+	 * As long as it is true the queue does not end, though no request
+	 * comes any more and none is under way: the target is at something of
+	 * its own. Asked before bye(), and again after each turn.
+	 */
+	bool (*winds_up)(void *target);
 };
 
 /* For a target that stands before another one. */

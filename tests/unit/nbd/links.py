@@ -25,6 +25,9 @@ FLAGS = ExportFlag.HAS_FLAGS | ExportFlag.SEND_FLUSH | ExportFlag.CAN_MULTI_CONN
 EXPORT = Export(name="", size=1 << 20, flags=FLAGS)
 
 
+LOOKED_AT = "state", "loss", "err", "attached", "unanswered", "slow", "may_still_write", "ended"
+
+
 @dataclass
 class Link:
     state: int = lib.NBD_WAITING
@@ -32,6 +35,7 @@ class Link:
     err: int = 0
     attached: int = 0
     unanswered: int = 0
+    slow: int = 0
     may_still_write: bool = False
     ended: int = 0
     answers: int = 0
@@ -55,6 +59,7 @@ class Links:
         self._news = threading.Condition()
         self._lost_fd = -1
         self.freed = False
+        self.stopping = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(lib, name)  # the constants
@@ -128,8 +133,11 @@ class Links:
         if link.answers:
             link.answers -= 1
             link.ended += 1
-        for name in ("state", "loss", "err", "attached", "unanswered", "may_still_write", "ended"):
+        for name in LOOKED_AT:
             setattr(out, name, getattr(link, name))
+
+    def nbd_stopping(self, _links: object, is_so: bool) -> None:
+        self.stopping = is_so
 
     def nbd_limits(self, _links: object, timeout_ns: int, window_ns: int) -> None:
         self.timeout_ns, self.window_ns = timeout_ns, window_ns

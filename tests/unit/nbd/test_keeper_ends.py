@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.nbd.keeping import PARAMS, URI, World
 from tests.unit.nbd.links import EXPORT, Clock, Servers, refused
-from ublkd.targets.nbd.keeper import LONGEST_PAUSE, STOP_SECONDS, Keeper
+from ublkd.targets.nbd.keeper import LONGEST_PAUSE, SLOW_SECONDS, STOP_SECONDS, Keeper
 from ublkd.targets.nbd.settings import Settings
 
 # --- the end ----------------------------------------------------------------
@@ -105,6 +105,18 @@ def test_what_is_lost_after_the_end_began_fails_too(world: World) -> None:
     links.until(lambda: links.did.count("fail 0") >= 2)
 
 
+@pytest.mark.parametrize(("slow", "seconds"), [(0, 1), (1, SLOW_SECONDS)])
+def test_a_flush_may_take_longer_at_the_end_than_what_is_quick(
+    world: World, slow: int, seconds: float
+) -> None:
+    links = world.keep()
+    links.link[0].unanswered = 2
+    links.link[0].slow = slow
+    world.stop()
+    links.until(lambda: "fail 0" in links.did)
+    assert world.failed_after() == seconds
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_it_can_be_closed_without_a_word_before(world: World, lost: bool) -> None:
     links = world.keep()
@@ -135,6 +147,7 @@ def test_a_disk_that_was_told_to_stop_and_lives_on_connects_again(world: World) 
     world.stop()
     world.until_attached(2, link=1)
     assert world.failed_after() == 1  # nothing waited while it was to end
+    assert not links.stopping
     assert world.servers.when == [1000 + STOP_SECONDS] * 2
     assert world.servers.closed() == [True] * 2 + [False] * 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -115,6 +116,38 @@ def test_of_several_each_is_heard_out(keeps: Parting, stop: int) -> None:
     pairs[2][1].close()
     keeps.hear_out(math.inf)
     pairs[1][1].close()
+
+
+class Dead(socket.socket):
+    """One that TCP has given up (TCP_USER_TIMEOUT)."""
+
+    def recv(self, *_: object) -> bytes:
+        raise OSError(errno.ETIMEDOUT, "timed out")
+
+
+def test_one_whose_end_nobody_will_hear_does_not_cut_the_others_short(
+    keeps: Parting, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    keeps.take([ours for ours, _ in pairs])
+    for ours, _ in pairs:
+        ours.close()
+    dead = keeps._used[0] = Dead(fileno=keeps._used[0].detach())
+    keeps.give_up([True, True])
+    done = []
+
+    def serve() -> None:
+        pairs[1][1].recv(1)  # the end
+        done.append(dead.fileno() >= 0)  # what it has still in hand is done now
+        pairs[1][1].close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    keeps.hear_out(math.inf)
+    assert done
+    assert WARNING in caplog.text
+    thread.join()
+    pairs[0][1].close()
 
 
 def test_one_that_never_ends_is_ended_and_told_of(
