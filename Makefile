@@ -170,9 +170,9 @@ systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2] [K=]: the pac
 		'pytest -p no:cacheprovider -q -s tests/systemd/next_boot.py'
 	@rm -f $(TWO_BOOTS)
 
-soak-systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2]: 100 daemons killed in each way to serve; long
+soak-systemd: $(VENV)/installed.stamp $(DEB)/done.stamp ## [KERNEL=7.2]: 100 daemons killed in each way to serve, and the package removed; long
 	@$(LAB_SYSTEMD) --deadline 14400 -- \
-		'THOROUGH=1 pytest -p no:cacheprovider -q -s tests/systemd/test_kills.py'
+		'$(THOROUGHLY) tests/systemd/test_kills.py tests/systemd/removal.py'
 
 package: $(VENV)/installed.stamp ## sdist, wheel and editable install work
 	@sh tests/package.sh

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .driver import READ, WRITE, Kind, Member, Op, Outcome, Request
+from .driver import FLUSH, READ, WRITE, Kind, Member, Op, Outcome, Request
 
 AGAIN = (-errno.EAGAIN, -errno.EINTR)
 PATIENCE = 128
@@ -26,8 +26,8 @@ FULL = {errno.EDQUOT, errno.EFBIG}
 
 def sanitised(op: int, error: int) -> int:
     """A negative errno as the block layer may see it."""
-    if -error == errno.EOPNOTSUPP and op in (READ, WRITE):
-        return -errno.EIO  # io_uring would repeat the transfer for ever
+    if -error == errno.EOPNOTSUPP and op in (READ, WRITE, FLUSH):
+        return -errno.EIO  # io_uring would repeat a transfer for ever, and fsync() succeed
     if -error in FULL:
         return -errno.ENOSPC
     return error if -error in PASSED_ON else -errno.EIO

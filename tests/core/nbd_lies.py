@@ -78,9 +78,10 @@ def believed(stream: bytes, asked: Sequence[Asked]) -> Outcome:
             return told
         a = waiting.pop(cookie)
         moves = a.command in (Command.READ, Command.WRITE)
+        basic = moves or a.command == Command.FLUSH
         if error:
             told.results[a.tag] = ERRNOS.get(error, -errno.EIO)
-            if moves and error == 95:
+            if basic and error == 95:
                 told.results[a.tag] = -errno.EIO
             continue
         if a.command == Command.READ:

@@ -174,7 +174,7 @@ class Machine(RuleBasedStateMachine):
         served = self.serving[asked.tag]
         text = server.done(asked, error)
         if error:
-            unsupported = error == 95 and served.op in (READ, WRITE)
+            unsupported = error == 95 and served.op in (READ, WRITE, FLUSH)
             served.results.add(-errno.EIO if unsupported else ERRORS[error])
         else:
             served.results.add(served.size if served.op in (READ, WRITE) else 0)

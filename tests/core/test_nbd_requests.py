@@ -126,7 +126,7 @@ def test_an_error_of_the_server_is_told_and_the_next_reply_is_read_right(
     server.answer(by_tag[0], error)
     server.answer(by_tag[1])
     disk.until_committed(0, 1)
-    unsupported = -errno.EIO if op in (READ, WRITE) else -errno.EOPNOTSUPP
+    unsupported = -errno.EIO if op in (READ, WRITE, FLUSH) else -errno.EOPNOTSUPP
     assert disk.result(0) == ERRORS[error] or (ERRORS[error] is None and
                                                disk.result(0) == unsupported)  # fmt: skip
     assert disk.result(1) == SIZE

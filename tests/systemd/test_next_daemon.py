@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_what_a_unit_served_is_recovered_by_the_unit(described: Describe) -> Non
         wait_until(lambda: units.device("left")["state"] == "quiesced", units.SOON, "quiesced")
         ublkd("recover", "--all")
         assert units.shown("left", "SubState")["SubState"] == "running"
-        (units.ETC / "left.toml").rename("/srv/left.toml")
+        shutil.move(units.ETC / "left.toml", "/srv")
         kept = ublkd("apply", check=False)
         assert (kept.returncode, kept.stderr) == (1, "")
         assert "keep left: in use (its file is gone)" in kept.stdout
@@ -70,4 +71,4 @@ def test_what_a_unit_served_is_recovered_by_the_unit(described: Describe) -> Non
     ublkd("apply")
     assert not units.device("left")
     assert units.shown("left", "ActiveState")["ActiveState"] == "inactive"
-    Path("/srv/left.toml").rename(units.ETC / "left.toml")
+    shutil.move("/srv/left.toml", units.ETC)

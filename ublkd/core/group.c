@@ -14,10 +14,10 @@ static bool transfers(unsigned int op)
 	return op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
 }
 
-/* What the block layer does by other means where it is not supported. */
-static bool is_optional(unsigned int op)
+/* What every disk can do: nobody makes sense of its not being supported. */
+static bool is_basic(unsigned int op)
 {
-	return op == UBLK_IO_OP_DISCARD || op == UBLK_IO_OP_WRITE_ZEROES;
+	return transfers(op) || op == UBLK_IO_OP_FLUSH;
 }
 
 /*
@@ -32,7 +32,7 @@ static int sanitised(unsigned int op, int err)
 {
 	switch (err) {
 	case -EOPNOTSUPP:
-		return is_optional(op) ? err : -EIO;
+		return is_basic(op) ? -EIO : err;
 	case -ENOSPC:
 	case -ENODATA:
 	case -EILSEQ:
