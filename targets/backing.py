@@ -20,6 +20,7 @@ from ublkd.errors import UblkdError, UsageError, printable, reason
 BLKGETSIZE64 = 0x80081272  # <linux/fs.h>
 BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
+FS_IOC_GETVERSION = 0x80087601
 PAGE = 4096
 UNBOUNDED = 0xFFFFFFFF // 512 * 512
 """Bytes: the most that one request without data can name, in the driver's 32-bit sectors."""
@@ -107,6 +108,21 @@ class Backing:
         if stat.S_ISBLK(found.st_mode):
             return f"block {os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
         return f"file {os.major(found.st_dev)}:{os.minor(found.st_dev)} {found.st_ino}"
+
+    @property
+    def generation(self) -> str:
+        """Of a file's inode: what tells it from a later one with the same number; empty if nothing.
+
+        ext4 gives the number of a deleted file to the next one at once. The generation is what NFS
+        knows files by: it stays as it is whatever is done to the file.
+        """
+        if self.is_block_device:
+            return ""
+        try:
+            found = fcntl.ioctl(self.fd, FS_IOC_GETVERSION, bytes(8))
+        except OSError:  # tmpfs, which gives no number twice; overlayfs and NFS do not tell
+            return ""
+        return str(struct.unpack_from("I", found)[0])  # a long by its name, an int in truth
 
     def discard(self) -> tuple[int, int]:
         """Granularity and maximum of a discard; a maximum of 0: it cannot."""

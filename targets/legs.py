@@ -127,12 +127,15 @@ class Legs:
 
     def describe(self) -> dict[str, OptionValue]:
         """What is told of them."""
-        return {
+        told: dict[str, OptionValue] = {
             "backing": tuple(backing.path for backing in self.backings),
             "direct_io": all(backing.access.direct for backing in self.backings),
             "direct_io_reason": tuple(backing.access.reason for backing in self.backings),
             "identity": tuple(backing.identity for backing in self.backings),
         }
+        if any(generations := tuple(backing.generation for backing in self.backings)):
+            told["inode_generation"] = generations
+        return told
 
     def close(self) -> None:
         """Let go of them all."""

@@ -112,6 +112,8 @@ class LoopTarget:
             "offset": self._offset,
             "identity": self._backing.identity,
         }
+        if generation := self._backing.generation:
+            told["inode_generation"] = generation
         if self._warning:
             told["warning"] = self._warning
         return told

@@ -244,14 +244,23 @@ def _tell_what_was(target: Target, states: StateDir, info: DevInfo) -> None:
 def replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which backing is another one than before; empty if none is."""
     old, new = _listed(before.get("identity")), _listed(now.get("identity"))
-    paths = _listed(now.get("backing"))
     if len(old) != len(new):
         return f"it had {len(old)} backings and has {len(new)}"
     for number, (was, is_) in enumerate(zip(old, new, strict=True)):
         if was != is_:
-            path = printable(str(paths[number])) if number < len(paths) else "its backing"
-            return f"{path} is not what it was ({is_}, and was {was})"
+            return _not_what_it_was(now, number, f"{is_}, and was {was}")
+    old, new = _listed(before.get("inode_generation")), _listed(now.get("inode_generation"))
+    for number, (was, is_) in enumerate(zip(old, new, strict=False)):
+        if was and is_ and was != is_:  # an older daemon has told none
+            what = f"a new file with the inode of the old one: generation {is_}, and was {was}"
+            return _not_what_it_was(now, number, what)
     return ""
+
+
+def _not_what_it_was(now: Mapping[str, Any], number: int, why: str) -> str:
+    paths = _listed(now.get("backing"))
+    path = printable(str(paths[number])) if number < len(paths) else "its backing"
+    return f"{path} is not what it was ({why})"
 
 
 def _listed(value: Any) -> list[Any]:

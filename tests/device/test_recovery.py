@@ -6,6 +6,7 @@ THOROUGH=1 kills a hundred times where this does it a few; then only one lease o
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -147,6 +148,42 @@ def test_another_file_in_the_backings_place_is_refused(scratch: Path) -> None:
         ublkd("recover", node)
         fio(node, "--rw=randwrite", "--bs=4k", "--size=1m", "--verify=crc32c")
     nothing_left()
+
+
+def test_so_is_a_new_file_that_has_the_inode_of_the_old_one(scratch: Path) -> None:
+    image = sparse(scratch / "ext4.img", 96 * MIB)
+    run("mkfs.ext4", "-q", image)
+    with (
+        mounted(str(image), scratch / "mnt", "-o", "loop") as mnt,
+        device("loop", *files(mnt)) as node,
+    ):
+        backing, moved = mnt / "0.img", mnt / "moved.img"
+        kill(node)
+        backing.rename(moved)
+        os.truncate(moved, 40 * MIB)
+        moved.chmod(0o600)
+        moved.rename(backing)
+        ublkd("recover", node)  # it is the same file
+        kill(node)
+        wait_until(lambda: let_go(backing), 10, "the end of the dead daemon's ring")
+        number = backing.stat().st_ino
+        backing.unlink()
+        sparse(backing, 40 * MIB)
+        assert backing.stat().st_ino == number
+        said = refused("recover", node)
+        assert "0.img is not what it was (a new file with the inode of the old one" in said
+        assert state_of(node) == "quiesced"
+    nothing_left()
+
+
+def let_go(backing: Path) -> bool:
+    """Whether no daemon has it open any more: then its lock is gone as well."""
+    with backing.open("rb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 @pytest.mark.usefixtures("commands")

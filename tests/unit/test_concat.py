@@ -38,6 +38,7 @@ class FakeBacking:
     physical_block: int = 512
     rotational: bool = False
     identity: str = "8:1"
+    generation: str = ""
     how_to_grow: str = "make it larger"
     closed: bool = False
 
