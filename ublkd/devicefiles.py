@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ublkd import config, registry
 from ublkd.config import GENERAL, DeviceConfig, RawOption
@@ -274,21 +274,30 @@ def _word(path: Path, option: Option, value: Any) -> str:
 # --- several files --------------------------------------------------------------------------
 
 
+class Claim(NamedTuple):
+    """Something that is for one device alone, unless both who want it are ``loose``."""
+
+    called: str
+    what: object
+    loose: bool
+    hint: str
+
+
 def _conflicts(files: Sequence[DeviceFile]) -> Iterator[FileError]:
     """What cannot be there twice: in two files, or in one."""
     claims = {file.name: list(_claims(file)) for file in files}
     for file in files:
-        there = Counter(what for _, what, _ in claims[file.name])
-        for path in {path for path, what, _ in claims[file.name] if there[what] > 1}:
-            yield FileError(file.path, f"{path} is there twice", hint="give each once")
+        there = Counter(claim.what for claim in claims[file.name])
+        for called in {c.called for c in claims[file.name] if there[c.what] > 1}:
+            yield FileError(file.path, f"{called} is there twice", hint="give each once")
             break
     for one, other in combinations(files, 2):
         if one.config.id is not None and one.config.id == other.config.id:
             yield from _of_both(one, other, f"id {one.config.id}", "leave one of them out")
-        for path, what, loose in claims[one.name]:
-            if any(w == what and not (loose and o) for _, w, o in claims[other.name]):
-                hint = "each device needs its own, or all of them share = true"
-                yield from _of_both(one, other, path, hint)
+        for mine in claims[one.name]:
+            theirs = [claim for claim in claims[other.name] if claim.what == mine.what]
+            if theirs and not (mine.loose and all(claim.loose for claim in theirs)):
+                yield from _of_both(one, other, mine.called, mine.hint)
                 break
 
 
@@ -298,27 +307,32 @@ def _of_both(one: DeviceFile, other: DeviceFile, what: str, hint: str) -> Iterat
         yield FileError(file.path, f"{what} is in {shown} as well", hint=hint)
 
 
-def _claims(file: DeviceFile) -> Iterator[tuple[str, object, bool]]:
-    """The paths that are for one device alone, each with what is there, and if it is shared."""
+def _claims(file: DeviceFile) -> Iterator[Claim]:
+    """What its options name that is for one device alone."""
     options = file.config.options
     known = registry.options_of(
         file.config.target, lambda o: _text(options.get(o.replace("-", "_")))
     )
-    for option in (o for o in known.values() if o.exclusive and o.kind == "path"):
+    share, reads = bool(options.get("share")), bool(options.get("read_only"))
+    flag = next((name for name in ("share", "read-only") if name in known), "")
+    hint = "each device needs its own" + (f", or all of them {flag} = true" if flag else "")
+    for option in (o for o in known.values() if o.exclusive and o.kind in ("path", "text")):
         value = options[option.key]
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, str):
-                what, is_file = _identity(path)
-                reads = is_file and bool(options.get("read_only"))
-                yield f"{option.name} {printable(path)}", what, reads or bool(options.get("share"))
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                what, many_may_read = _identity(option, text)
+                called = f"{option.name} {printable(text)}"
+                yield Claim(called, what, share or (reads and many_may_read), hint)
 
 
-def _identity(path: str) -> tuple[object, bool]:
-    """What is there, and whether it is a regular file."""
+def _identity(option: Option, text: str) -> tuple[object, bool]:
+    """What is there, and whether any number of devices may have it that only read."""
+    if option.kind != "path":
+        return (option.name, text), True
     try:
-        found = os.stat(path)
+        found = os.stat(text)
     except (OSError, ValueError):
-        return os.path.normpath(path), False
+        return os.path.normpath(text), False
     if stat.S_ISBLK(found.st_mode):
         return (0, found.st_rdev), False
     return (found.st_dev, found.st_ino), stat.S_ISREG(found.st_mode)

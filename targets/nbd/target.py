@@ -41,6 +41,7 @@ class NbdTarget:
             help=f"where the export is: {FORMS}",
             required=True,
             kept=lambda text: str(parse(text)),
+            exclusive=True,  # NBD has no locks
         ),
         Option(
             name="connections",

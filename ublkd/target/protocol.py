@@ -43,7 +43,7 @@ class Option:
     multiple_of: int = 1
     exclusive: bool = False
     """Of a path: what is there belongs to one device, unless each has the flag ``share``, or of a
-    file that each only reads."""
+    file that each only reads. Of a text: whatever it names, by the text as it is kept."""
     live: bool = False  # `ublkd set` may change it while the disk is there: see ``changed``
     is_size: bool = False  # of kind size: it bounds the disk, and `ublkd resize` may change it
     kept: Callable[[str], str] | None = None
