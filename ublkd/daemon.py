@@ -156,7 +156,7 @@ def serve_again(
         memory.guard(log)
         taken = recovery.take(control, states, dev_id, cookie)
         device = recovery.device(control, states, taken)
-        entered = recovery.entered(control, device, taken)
+        entered = recovery.entered(control, states, device, taken)
         with logged(log), _signals() as signalled, entered as disk:
             with contextlib.suppress(OSError):  # it is served, whether anybody hears of it or not
                 ready(Ready(id=disk.id))
