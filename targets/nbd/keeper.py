@@ -38,9 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 GRACE_SECONDS = 1.0
 """How long a disk that shall end may go without a request being answered."""
 SLOW_SECONDS = 15.0
-"""How long it may if one of them is a flush or a zeroing, which takes a server time: what is dirty
-must get there.
-"""
+"""The same while one of them is a flush or a zeroing, which takes a server its time."""
 STOP_SECONDS = 20.0
 """How long a disk may take to end before it is taken to live on."""
 END_SECONDS = 10.0
@@ -387,11 +385,10 @@ class Keeper:
         before, until = -1, began + STOP_SECONDS
         while not self._ending and time.monotonic() < until:
             ended = self._ended()
-            waiting = any(self._status(link).unanswered for link in self._links)
-            slow = any(self._status(link).slow for link in self._links)
-            down = any(self._is_down(link) for link in self._links)
-            patient = slow and time.monotonic() - began < SLOW_SECONDS
-            if down or (waiting and ended == before and not patient):
+            told = [self._status(link) for link in self._links]
+            patient = any(s.slow for s in told) and time.monotonic() < began + SLOW_SECONDS
+            stuck = any(s.unanswered for s in told) and ended == before and not patient
+            if stuck or any(self._is_down(link) for link in self._links):
                 self._fail()
             before = ended
             self._heard()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
@@ -369,46 +368,3 @@ def test_links_that_no_queue_uses_can_be_told_anything(core: Core) -> None:
         lib.nbd_attach(links, 63, ours.detach())
         lib.nbd_free(links)
         assert theirs.recv(1) == b""
-
-
-# --- how long requests wait -------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["the window is over", "a flush has to fail"])
-def test_what_failed_before_does_not_count_for_the_next_request_of_its_tag(
-    new_disk: DiskMaker, how: str
-) -> None:
-    window = 0.2
-    disk = new_disk()
-    disk.lib.nbd_limits(disk.links, 0, int(window * 1e9))
-    first = disk.attach(Store(bytes(1 << 16)))
-    op = READ if how == "the window is over" else FLUSH
-    disk.begin(0, op, 0, SIZE * (op != FLUSH))
-    disk.until_asked(first)
-    first.shut()
-    disk.until_lost()
-    lost = time.monotonic()
-    if how == "the window is over":
-        disk.fail()
-    else:
-        disk.lib.nbd_fail_flush(disk.links)
-        disk.attach(Store(bytes(1 << 16)))
-    disk.until_committed(0)
-    assert disk.result(0) == -errno.EIO
-    while (left := lost + 2 * window - time.monotonic()) > 0:
-        time.sleep(left)
-    if how == "the window is over":
-        disk.attach(Store(bytes(1 << 16)))
-    disk.until_connected()
-    for tag in (0, 1):
-        disk.begin(tag, WRITE, tag * SIZE, SIZE)
-    disk.until_asked(disk.servers[-1], 2)
-    disk.servers[-1].shut()
-    disk.until_lost(2)
-    disk.settle()
-    assert not disk.committed(0)
-    third = disk.attach(Store(bytes(1 << 16)))
-    disk.until_asked(third, 2)
-    third.answer_all()
-    disk.until_committed(0, 1)
-    assert disk.result(0) == disk.result(1) == SIZE
