@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ublkd import config, registry
 from ublkd.config import GENERAL, DeviceConfig, RawOption
-from ublkd.errors import UblkdError, UsageError, printable, reason
+from ublkd.errors import UblkdError, UsageError, printable, reason, redacted
 from ublkd.target import Option
 
 FOLDER = Path("/etc/ublkd")
@@ -38,6 +38,8 @@ FITTING: Mapping[str, tuple[type, ...]] = {
     "flag": (bool,), "path": (str,), "choice": (str,), "target": (str,),
     "seconds": (str, int, float), "wait": (str, int, float),
 }  # the others are texts or whole numbers  # fmt: skip
+OCTAL = ("mode",)
+"""Texts in octal: of a whole number nobody can tell any more how it was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class DeviceFile:
 
 class FileError(UblkdError):
     """What is wrong with a device's file: what was asked makes no sense, unless ``exit_code`` says
-    something else.
+    something else. As in a UsageError, a password of a URI is left out.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class FileError(UblkdError):
         exit_code: int = UsageError.exit_code,
     ) -> None:  # fmt: skip
         where = f"{printable(str(path))}:{line}" if line else printable(str(path))
-        super().__init__(f"{where}: {what}", hint=hint)
+        super().__init__(redacted(f"{where}: {what}"), hint=hint)
         self.path, self.exit_code = path, exit_code
 
     @property
@@ -68,9 +70,16 @@ class FileError(UblkdError):
         return self.path.name.removesuffix(ENDING)
 
 
+class FolderError(UblkdError):
+    """A folder that is not there, is none, or is not to be trusted."""
+
+
 def read(folder: Path, name: str) -> DeviceFile:
     """One file. Raises UblkdError: what is wrong with the folder or with the file."""
-    refuse_untrusted(folder)
+    try:
+        refuse_untrusted(folder)
+    except FolderError as error:  # as with a file: to try again changes nothing
+        raise UsageError(error.message, hint=error.hint) from error
     return _read(folder / f"{name}{ENDING}")
 
 
@@ -92,22 +101,26 @@ def read_all(folder: Path) -> tuple[list[DeviceFile], list[FileError]]:
 
 
 def refuse_untrusted(folder: Path) -> None:
-    """Raise UblkdError for a folder in which others than root could have put files."""
+    """Raise FolderError for a folder in which others than root could have put files, or that is
+    none; UblkdError for one that cannot be looked at.
+    """
     shown = printable(str(folder))
     try:
         found = folder.stat()
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
-        raise UblkdError(
+        gone = isinstance(error, FileNotFoundError) and not folder.is_symlink()
+        kind = FolderError if gone else UblkdError
+        raise kind(
             f"cannot look at {shown}: {why}",
-            hint="make it, and a file NAME.toml in it for each device; see ublkd(8)",
+            hint="make it, and a file NAME.toml in it for each device; see ublkd.toml(5)",
         ) from error
     if not stat.S_ISDIR(found.st_mode):
-        raise UblkdError(
+        raise FolderError(
             f"{shown} is not a folder", hint="one with a file NAME.toml for each device"
         )
     if why := _untrusted(found):
-        raise UblkdError(
+        raise FolderError(
             f"{shown} {why}: nothing in it can be trusted",
             hint=f"'chown root: {shown}' and 'chmod go-w {shown}', once you know who wrote in it",
         )
@@ -183,7 +196,7 @@ def _written_by_others(path: Path, what: Path, why: str) -> FileError:
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
-    hint = "see 'FILES' in ublkd(8) for an example"
+    hint = "see ublkd.toml(5) for an example"
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
@@ -254,9 +267,11 @@ def _raw(path: Path, option: Option, value: Any) -> RawOption:
 
 def _word(path: Path, option: Option, value: Any) -> str:
     fitting = FITTING.get(option.kind, (str, int))
+    hint = "true or false" if option.kind == "flag" else option.help
+    if option.name in OCTAL:
+        fitting, hint = (str,), f'{option.name} = "0640"'
     if type(value) not in fitting or option.kind == "flag":
         wanted = " or ".join(TYPES[kind] for kind in fitting)
-        hint = "true or false" if option.kind == "flag" else option.help
         raise FileError(path, f"{option.name} is {_type(value)}, not {wanted}", hint=hint)
     if isinstance(value, int) and value.bit_length() > NUMBER_BITS:  # Python may not print it
         what = f"{option.name} is a number of more than {NUMBER_BITS} bits"

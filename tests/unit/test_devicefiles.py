@@ -117,6 +117,8 @@ WRONG = [
     ('target = "null"\nname = "x"', ": has a key 'name'", "like its file"),
     ('target = "null"\n[more]\nsize = 1', ": unknown key 'more'", ""),
     ('target = "null"\nsize.more = 1', ": size is a table", ""),
+    ('target = "null"\nmode = 0o640', ": mode is a whole number, not a text", 'mode = "0640"'),
+    ('target = "null"\nmode = 640', ": mode is a whole number, not a text", 'mode = "0640"'),
     ('target = "null"\nsize = true', ": size is a boolean, not a text or a whole number", ""),
     ('target = "null"\nsize = 1.5', ": size is a number with a fraction", ""),
     ('target = "null"\nsize = 1979-05-27', ": size is a date or time", ""),
@@ -147,6 +149,22 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, said: str,
     assert said in found.message
     assert hint in found.hint
     assert found.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['target = "loop"\nfile = "nbd://u:SECRET@h/x"', 'target = "null"\n"nbd://u:SECRET@h/x" = 1',
+     'target = "nbd://u:SECRET@h/x"', 'target = "nbd"\nuri = "nbd://u:SECRET@h/x"',
+     'target = "null"\nlease = "nbd://u:SECRET@h/x"',
+     'target = "null"\nx = { "nbd://u:SECRET@h/x" = 1, "nbd://u:SECRET@h/x" = 2 }'],
+)  # fmt: skip
+def test_a_password_is_not_shown_wherever_it_was_put(tmp_path: Path, text: str) -> None:
+    found = wrong(tmp_path, text)
+    assert "SECRET" not in found.message + found.hint
+
+
+def test_the_hint_names_the_page_with_an_example(tmp_path: Path) -> None:
+    assert wrong(tmp_path, "target = ").hint == "see ublkd.toml(5) for an example"
 
 
 @pytest.mark.parametrize("name", ["1disk", "a b", "ublkb0", "ü", "x" * 64])

@@ -57,3 +57,17 @@ def test_run_ends_with_the_status_of_what_is_wrong_with_its_file(tmp_path: Path)
     put(tmp_path, 'target = "lop"')
     assert ublkd("run", "disk", "--config", str(tmp_path)).returncode == 2
     assert ublkd("run", "other", "--config", str(tmp_path)).returncode == 2
+
+
+def test_run_is_not_tried_again_where_no_folder_can_be_trusted(tmp_path: Path) -> None:
+    """Nor where there is none: systemd tries again after 1."""
+    file = put(tmp_path, 'target = "null"')
+    assert ublkd("run", "disk", "--config", str(tmp_path / "none")).returncode == 2
+    assert ublkd("run", "disk", "--config", str(file)).returncode == 2
+    (tmp_path / "link").symlink_to("/not/mounted/yet")
+    assert ublkd("run", "disk", "--config", str(tmp_path / "link")).returncode == 1
+    tmp_path.chmod(0o777)
+    ran = ublkd("run", "disk", "--config", str(tmp_path))
+    assert ran.returncode == 2
+    assert "nothing in it can be trusted" in ran.stderr
+    assert ublkd("config", "check", "--config", str(tmp_path)).returncode == 1
