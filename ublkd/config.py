@@ -107,16 +107,16 @@ def _size(option: Option, text: str) -> int:
     return size
 
 
-def _seconds(option: Option, text: str) -> float:
+def parse_seconds(option: str, text: str, most: int = MAX_SECONDS) -> float:
+    """A time of an option in seconds, more than 0 and at most ``most``. Raises UsageError."""
     if not re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,9})?", text, re.ASCII):
         raise UsageError(
-            f"--{option.name} {printable(text)!r} is not a time", hint="seconds, like 30 or 0.5"
+            f"--{option} {printable(text)!r} is not a time", hint="seconds, like 30 or 0.5"
         )
     seconds = float(text)
-    if not 0 < seconds <= MAX_SECONDS:
+    if not 0 < seconds <= most:
         raise UsageError(
-            f"--{option.name} {text} is out of range",
-            hint=f"seconds: more than 0, at most {MAX_SECONDS}",
+            f"--{option} {text} is out of range", hint=f"seconds: more than 0, at most {most}"
         )
     return seconds
 
@@ -126,7 +126,7 @@ def _wait(option: Option, text: str) -> float | str:
     if text in ("inf", "0"):
         return text if text == "inf" else 0.0
     try:
-        return _seconds(option, text)
+        return parse_seconds(option.name, text)
     except UsageError as error:
         hint = f"{error.hint}; 0 for not at all, inf for ever"
         raise UsageError(error.message, hint=hint) from error
@@ -157,7 +157,7 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
     if option.kind == "size":
         return _size(option, raw)
     if option.kind == "seconds":
-        return _seconds(option, raw)
+        return parse_seconds(option.name, raw)
     if option.kind == "wait":
         return _wait(option, raw)
     if option.kind == "number":

@@ -61,6 +61,10 @@ def test_the_help_of_all_names_every_command() -> None:
     assert all(f"\n  {command} " in told for command in COMMANDS)
 
 
+def test_the_help_of_release_says_in_what_its_wait_is() -> None:
+    assert "--wait SECONDS" in ublkd("release", "--help").stdout
+
+
 def test_the_help_of_add_names_the_targets_and_with_one_its_options() -> None:
     assert "Targets: concat, faulty, loop, mirror, nbd, null, stripe" in ublkd("add", "-h").stdout
     told = ublkd("add", "-t", "loop", "-h").stdout
@@ -112,6 +116,14 @@ WRONG: list[tuple[list[str | bytes], str]] = [
     (["stats", "0", "--watch", "0"], "--watch"),
     (["stats", "--watch", "nan"], "--watch"),
     (["stats", "--watch", "inf"], "--watch"),
+    (["stats", "--watch", "1e300"], "--watch"),
+    (["stats", "--watch", "9999999999"], "--watch"),
+    (["release", "x", "--wait", "nan"], "--wait"),
+    (["release", "x", "--wait", "1e3"], "--wait"),
+    (["release", "x", "--wait", "3601"], "--wait"),
+    (["run", "x", "--config", ""], "--config"),
+    (["apply", "--config", ""], "--config"),
+    (["config", "check", "--config", ""], "--config"),
     (["stats", "--watch", "disk"], "--watch"),
     (["dump"], "DEV"),
     (["add"], "--target"),

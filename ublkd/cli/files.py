@@ -11,7 +11,7 @@ import click
 
 from ublkd.cli.common import HELP, cli, driver, json_option
 from ublkd.cli.output import complain, emit, emit_json
-from ublkd.errors import UblkdError, printable
+from ublkd.errors import UblkdError, UsageError, printable
 
 config_option = click.option(
     "--config", "folder", metavar="DIR", default="/etc/ublkd", show_default=True,
@@ -20,7 +20,12 @@ config_option = click.option(
 
 
 def at_rest(folder: str) -> Path:
-    """The folder, absolute. What a file leaves open starts at /, whoever reads it from where."""
+    """The folder, absolute. What a file leaves open starts at /, whoever reads it from where.
+
+    Raises UsageError.
+    """
+    if not folder:
+        raise UsageError("--config is empty", hint="give a folder, like /etc/ublkd")
     found = Path(os.path.abspath(folder))
     os.chdir("/")
     return found

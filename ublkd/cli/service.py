@@ -11,6 +11,9 @@ from ublkd.cli.files import at_rest, config_option
 from ublkd.cli.output import warn
 from ublkd.errors import UsageError, printable
 
+MAX_WAIT = 3600
+"""Seconds: no shutdown waits longer."""
+
 
 def _named(name: str) -> str:
     from ublkd.config import parse_name
@@ -19,6 +22,12 @@ def _named(name: str) -> str:
         return parse_name(name)
     except UsageError as error:
         raise UsageError(error.message.removeprefix("--name "), hint=error.hint) from error
+
+
+def _seconds(text: str) -> float:
+    from ublkd.config import parse_seconds
+
+    return 0.0 if text == "0" else parse_seconds("wait", text, MAX_WAIT)
 
 
 @cli.command(context_settings=HELP)
@@ -49,10 +58,10 @@ def run(name: str, folder: str, keep: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Every device of ublkd that nobody serves.")
 @click.option(
-    "--wait", "seconds", type=click.FloatRange(0, 3600),
+    "--wait", metavar="SECONDS",
     help="Before its daemon ends: wait so many seconds until nothing is mounted; delete nothing.",
 )  # fmt: skip
-def release(name: str | None, every: bool, seconds: float | None) -> None:
+def release(name: str | None, every: bool, wait: str | None) -> None:
     """Delete a device that nobody serves, if the system is being shut down.
 
     For the ExecStopPost of a unit, where who waits for the disk would wait for ever; with --wait
@@ -60,14 +69,14 @@ def release(name: str | None, every: bool, seconds: float | None) -> None:
     """
     from ublkd import service
 
-    if (name is None) is not every or (every and seconds is not None):
+    if (name is None) is not every or (every and wait is not None):
         raise UsageError(
             "release takes one NAME, or --all without --wait", hint="see 'ublkd release --help'"
         )
     if name is not None:
         name = _named(name)
-    if name is not None and seconds is not None:
-        service.await_unused(name, seconds)
+    if name is not None and wait is not None:
+        service.await_unused(name, _seconds(wait))
         return
     for released in service.release(name):
         warn(f"{released} was deleted: nobody served it, and the system goes down")

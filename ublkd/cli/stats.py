@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -76,16 +75,13 @@ def stats(dev: str | None, watch: str | None, as_json: bool) -> None:
 
 
 def _seconds(text: str) -> float:
+    from ublkd.config import parse_seconds
+
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UsageError(
-            f"--watch takes seconds, more than 0, not {printable(text)!r}",
-            hint="name DEV before it: 'ublkd stats DEV --watch'",
-        )
-    return seconds
+        return parse_seconds("watch", text)
+    except UsageError as error:
+        hint = f"{error.hint}; DEV stands before it: 'ublkd stats DEV --watch'"
+        raise UsageError(error.message, hint=hint) from error
 
 
 def _is_there(control: Any, look: Look) -> bool:
