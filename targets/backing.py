@@ -273,11 +273,7 @@ def _access(fd: int, path: str, wish: str, block: int | None, offset: int) -> Ac
             hint=f"from {floor} to 4096",
         )
     buffered = block or floor
-    if offset % buffered:
-        raise UsageError(
-            f"--offset {offset} is not a multiple of the block of {buffered} bytes",
-            hint="an offset keeps the disk's blocks whole",
-        )
+    refuse_odd(offset, buffered)
     if wish == "off":
         return Access(direct=False, reason="--direct-io off was asked for", block=buffered)
     found = _direct(fd, block, floor, offset)
@@ -289,6 +285,15 @@ def _access(fd: int, path: str, wish: str, block: int | None, offset: int) -> Ac
             hint="leave --direct-io out to use the page cache there",
         )
     return Access(direct=False, reason=found, block=buffered)
+
+
+def refuse_odd(offset: int, block: int) -> None:
+    """Raise UsageError for a disk that would not start at one of its blocks."""
+    if offset % block:
+        raise UsageError(
+            f"--offset {offset} is not a multiple of the block of {block} bytes",
+            hint="an offset keeps the disk's blocks whole",
+        )
 
 
 def _alignment(fd: int, floor: int) -> tuple[int, int] | str:

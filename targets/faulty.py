@@ -55,6 +55,39 @@ def _delay(text: str) -> tuple[int, int]:
     return int(match[1]) * UNITS[match[2]], _share("delay", match[3] or "1")
 
 
+class _Faults:
+    """What happens, and how often. Raises UsageError for what makes no sense."""
+
+    def __init__(self, options: Mapping[str, OptionValue]) -> None:
+        seed = str(options["seed"])
+        if not re.fullmatch("[0-9]{1,18}", seed, re.ASCII):
+            raise UsageError(f"--seed {printable(seed)!r} is not a number", hint="like 7")
+        self.seed = int(seed)
+        self.walk = bool(options["walk"])
+        shares = (_share(name, str(options[name])) for name in ("short", "odd", "again"))
+        self.short_by_block, self.short_by_byte, self.again = shares
+        error, delay = options["error"], options["delay"]
+        self.error_number, self.error = (0, 0) if error is None else _error(str(error))
+        self.delay_ns, self.delay = (0, 0) if delay is None else _delay(str(delay))
+
+    def fill_in(self, handle: Any) -> None:
+        """Tell the C side, whose struct has the same names."""
+        for name, value in vars(self).items():
+            setattr(handle, name, value)
+
+
+def _connected(over: str) -> UsageError:
+    return UsageError(
+        f"faulty cannot stand before {printable(over)}, which has connections of its own",
+        hint="try it over loop, stripe or mirror",
+    )
+
+
+def _of_other(inner: type[Target], options: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:
+    """Those among the options that are the other target's."""
+    return {option.key: options[option.key] for option in inner.options}
+
+
 class FaultyTarget:
     """Stands before the target named with ``--over``, whose options it takes as well."""
 
@@ -79,39 +112,35 @@ class FaultyTarget:
         """Takes the other target over, to close it."""
         self._over = over
         self._told = {key: options[key] for key in TOLD}
-        seed = str(options["seed"])
-        if not re.fullmatch("[0-9]{1,18}", seed, re.ASCII):
-            raise UsageError(f"--seed {printable(seed)!r} is not a number", hint="like 7")
+        faults = _Faults(options)
+        if over.params.streams:
+            raise _connected(str(options["over"]))
         inner = self._inner = serving(over, str(options["over"]))
         self._handle = ffi.new("struct faulty *")
         self._handle.over = inner.ops
         self._handle.over_target = inner.handle
-        self._handle.seed = int(seed)
-        if over.params.streams:
-            raise UsageError(
-                f"faulty cannot stand before {printable(str(options['over']))}, which has "
-                "connections of its own",
-                hint="try it over loop, stripe or mirror",
-            )
         self._handle.block = over.params.logical_block
-        self._handle.short_by_block = _share("short", str(options["short"]))
-        self._handle.short_by_byte = _share("odd", str(options["odd"]))
-        self._handle.walk = bool(options["walk"])
-        self._handle.again = _share("again", str(options["again"]))
-        if options["error"] is not None:
-            self._handle.error_number, self._handle.error = _error(str(options["error"]))
-        if options["delay"] is not None:
-            self._handle.delay_ns, self._handle.delay = _delay(str(options["delay"]))
+        faults.fill_in(self._handle)
         self.params = dataclasses.replace(over.params, max_members=over.params.max_members + 1)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, OptionValue]) -> None:
+        """Its own, then those of the other target. Raises UsageError."""
+        _Faults(options)
+        over = str(options["over"])
+        inner = registry.load(over)
+        if issubclass(inner, FaultyTarget):
+            raise UsageError("faulty over faulty makes no sense", hint="name another target")
+        if getattr(inner, "has_connections", False):
+            raise _connected(over)
+        registry.check(over, _of_other(inner, options))
 
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
         """The options above and those of the other target, by key. Raises UblkdError."""
-        inner = registry.load(str(options["over"]))
-        if issubclass(inner, FaultyTarget):
-            raise UsageError("faulty over faulty makes no sense", hint="name another target")
-        theirs = {key: options[key] for key in (option.key for option in inner.options)}
-        over = registry.opened(str(options["over"]), theirs)
+        cls.check_options(options)
+        name = str(options["over"])
+        over = registry.opened(name, _of_other(registry.load(name), options))
         try:
             return cls(over, options)
         except BaseException:

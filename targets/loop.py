@@ -16,7 +16,7 @@ from ublkd.target import (
     OptionValue,
     Params,
 )
-from ublkd.targets.backing import UNBOUNDED, Backing
+from ublkd.targets.backing import UNBOUNDED, Backing, refuse_odd
 
 
 class LoopTarget:
@@ -78,6 +78,13 @@ class LoopTarget:
         self._handle.offset = offset
         self._handle.read_only = backing.read_only
         self._handle.backing.block_device = backing.is_block_device
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, OptionValue]) -> None:
+        """The offset beside the block that was asked for. Raises UsageError."""
+        offset, block = options["offset"], options["block_size"]
+        if isinstance(offset, int) and isinstance(block, int):
+            refuse_odd(offset, block)
 
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:

@@ -36,11 +36,7 @@ class StripeTarget:
         self._legs = legs
         self._chunk = chunk
         try:
-            if chunk < legs.block:
-                raise UsageError(
-                    f"--chunk {chunk} is less than one block of {legs.block} bytes",
-                    hint=f"a power of two from {legs.block}",
-                )
+            _refuse_small(chunk, legs.block)
             size, self._warning = legs.smallest(chunk)
             count = len(legs.backings)
             self.params = legs.params(
@@ -55,6 +51,13 @@ class StripeTarget:
         self._handle = ffi.new("struct stripe *")
         self._handle.chunk = chunk
         legs.fill_in(self._handle)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, OptionValue]) -> None:
+        """The chunk beside the block that was asked for. Raises UsageError."""
+        chunk, block = options["chunk"], options["block_size"]
+        if isinstance(chunk, int) and isinstance(block, int):
+            _refuse_small(chunk, block)
 
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
@@ -83,3 +86,11 @@ class StripeTarget:
     def close(self) -> None:
         """Let go of the backings."""
         self._legs.close()
+
+
+def _refuse_small(chunk: int, block: int) -> None:
+    if chunk < block:
+        raise UsageError(
+            f"--chunk {chunk} is less than one block of {block} bytes",
+            hint=f"a power of two from {block}",
+        )

@@ -154,6 +154,8 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
         return tuple(str(_parsed(option, one)) for one in raw)
     if raw is None or isinstance(raw, bool):
         return raw
+    if "\0" in raw:  # from a file: no word of a command line has one, and no path
+        raise UsageError(f"--{option.name} {printable(raw)!r} has a NUL", hint="leave it out")
     if option.kind == "size":
         return _size(option, raw)
     if option.kind == "seconds":
@@ -370,6 +372,7 @@ def build(target: str, options: Mapping[str, RawOption], **general: RawOption) -
     """
     known = registry.options_of(target, lambda option: _text(options.get(option)))
     values = parse_options(target, known, options)
+    registry.check(target, values)
     fields: dict[str, Any] = {}
     asked: dict[str, OptionValue] = {}
     for entry in GENERAL:

@@ -54,8 +54,7 @@ def opened(name: str, options: Mapping[str, OptionValue]) -> NativeTarget:
 
     Raises UblkdError: the target's own, or one that says whose fault it is.
     """
-    cls = load(name)
-    maker = next(map(_maker, points(GROUP).select(name=name)), Maker(name, UNKNOWN))
+    cls, maker = load(name), _maker_of(name)
     try:
         return guarded(cls.from_options(options), maker)
     except UblkdError:
@@ -68,6 +67,16 @@ def opened(name: str, options: Mapping[str, OptionValue]) -> NativeTarget:
         ) from error
     except (Exception, SystemExit) as error:
         raise maker.failed("from_options()", error) from error
+
+
+def check(name: str, options: Mapping[str, OptionValue]) -> None:
+    """Have a target look at its parsed options, if it wants to; nothing is opened.
+
+    Raises UblkdError as ``load`` does, and what the target raises.
+    """
+    if hook := getattr(load(name), "check_options", None):
+        with blamed(_maker_of(name), "check_options()"):
+            hook(options)
 
 
 def options_of(name: str, named: Callable[[str], str | None]) -> dict[str, Option]:
@@ -118,6 +127,10 @@ def _only(group: str, name: str) -> EntryPoint | None:
             hint="remove all but one of them, for example with 'pip uninstall'",
         )
     return next(iter(found.values()), None)
+
+
+def _maker_of(name: str) -> Maker:
+    return next(map(_maker, points(GROUP).select(name=name)), Maker(name, UNKNOWN))
 
 
 def _maker(point: EntryPoint) -> Maker:

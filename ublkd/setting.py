@@ -49,6 +49,9 @@ def set_options(
         if not known[word].live:
             raise fixed(found, word)
     values = config.parse_options(state.target, {word: known[word] for word in given}, given)
+    if values:
+        wanted = config.remembered(state.target, {**state.options, **values})
+        registry.check(state.target, wanted.options)
     called = None if name is None else config.parse_name(name)
     return set_values(control, states, found, values, called=called)
 

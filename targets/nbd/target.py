@@ -35,6 +35,7 @@ class NbdTarget:
     """See docs/architecture.md for the life of a connection."""
 
     api_version: ClassVar[int] = API_VERSION
+    has_connections: ClassVar[bool] = True  # so no other target can stand before it
     options: ClassVar[Sequence[Option]] = (
         Option(
             name="uri",
@@ -110,10 +111,15 @@ class NbdTarget:
         self._keeper = Keeper(settings, connections, params=self.params, dial=dial)
 
     @classmethod
+    def check_options(cls, options: Mapping[str, OptionValue]) -> None:
+        """What can be said without the server. Raises UsageError."""
+        _uri(options)
+        _request_timeout(options)
+
+    @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:
         """The options above, by key. Raises UblkdError with the cause."""
-        folder = options["tls_certificates"]
-        uri = with_certificates(parse(str(options["uri"])), None if folder is None else str(folder))
+        uri = _uri(options)
         timeout = _request_timeout(options)
         asked, seconds = options["connections"], options["open_timeout"]
         assert isinstance(asked, int)
@@ -206,6 +212,12 @@ class NbdTarget:
     def close(self) -> None:
         """Let go of the connections."""
         self._keeper.close()
+
+
+def _uri(options: Mapping[str, OptionValue]) -> Uri:
+    """With the folder of certificates. Raises UsageError."""
+    folder = options["tls_certificates"]
+    return with_certificates(parse(str(options["uri"])), None if folder is None else str(folder))
 
 
 def _request_timeout(options: Mapping[str, OptionValue]) -> float:

@@ -104,7 +104,7 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
 def test_a_path_through_a_file_or_too_long_is_refused(disk: Path) -> None:
     assert "not a directory" in refusal(disk / "x").message
     assert "file name too long" in refusal("/" + "x" * 300).message
-    assert "null" in refusal("/a\0b").message
+    assert "has a NUL" in refusal("/a\0b").message
 
 
 def test_a_link_to_a_file_is_followed(disk: Path) -> None:

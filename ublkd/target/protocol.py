@@ -157,6 +157,10 @@ class Target(Protocol):
     ``size_now() -> int``: the bytes that a disk over what stands behind it could have at this
     moment; ``resizing(size)``: the disk is about to have so many; ``changed(options)``: some that
     are ``live`` have other values. docs/targets.md has them.
+
+    And the class may have ``check_options(options)``, a class method that gets what
+    ``from_options`` will get and raises UsageError for what makes no sense together, whatever the
+    machine. It opens nothing and asks nobody: ``ublkd config check`` calls it, as does ``add``.
     """
 
     api_version: ClassVar[int]
