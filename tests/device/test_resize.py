@@ -170,7 +170,7 @@ def test_an_nbd_disk_grows_with_its_export(scratch: Path) -> None:
         run("dd", "if=/dev/urandom", f"of={node}", "bs=1M", "seek=60", "count=4", "oflag=direct")
         ublkd("set", node, "--follow-size", "--reconnect-window", "120", "--request-timeout", "5")
         assert ublkd_json("show", node)["options"]["reconnect_window"] == 120
-        assert "leaves no time" in refused("set", node, "--request-timeout", "0")
+        assert "leaves no time" in refused("set", node, "--request-timeout", "0", code=2)
         assert ublkd_json("show", node)["options"]["request_timeout"] == 5
         server.end()
         grow(backing, 96 * MIB)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ublkd.cli.common import HELP, cli, driver, json_option
 from ublkd.cli.output import complain, emit, emit_json
 from ublkd.errors import UblkdError, UsageError, printable
+
+if TYPE_CHECKING:
+    from ublkd.devicefiles import FileError
 
 config_option = click.option(
     "--config", "folder", metavar="DIR", default="/etc/ublkd", show_default=True,
@@ -58,10 +63,7 @@ def check(names: tuple[str, ...], folder: str, as_json: bool) -> int:
     sound = [file for file in files if not names or file.name in names]
     bad = [error for error in wrong if not names or error.name in names]
     if as_json:
-        told = [
-            {"name": e.name, "file": str(e.path), "problem": e.message, "hint": e.hint} for e in bad
-        ]
-        emit_json({"sound": [str(file.path) for file in sound], "problems": told})
+        emit_json({"sound": [str(file.path) for file in sound], "problems": _problems(bad)})
         return 1 if bad else 0
     for file in sound:
         emit(f"{'ok':<8} {printable(str(file.path))}")
@@ -70,6 +72,12 @@ def check(names: tuple[str, ...], folder: str, as_json: bool) -> int:
         if error.hint:
             emit(f"{'':<8} hint: {printable(error.hint)}")
     return 1 if bad else 0
+
+
+def _problems(wrong: Sequence[FileError]) -> list[dict[str, str]]:
+    return [
+        {"name": e.name, "file": str(e.path), "problem": e.message, "hint": e.hint} for e in wrong
+    ]
 
 
 @cli.command(context_settings=HELP)
@@ -99,13 +107,14 @@ def apply(folder: str, dry_run: bool, as_json: bool) -> int:
                 emit(str(step))
         failed = {} if dry_run else carry_out(steps, files, hands(where))
     if as_json:
-        emit_json([
+        told = [
             {"name": step.name, "action": step.action.value, "why": step.why,
              "changes": [asdict(change) for change in step.changes],
              "done": not dry_run and step.name not in failed and step.action is not Action.KEEP,
              "error": failed[step.name].message if step.name in failed else None}
             for step in steps
-        ])  # fmt: skip
+        ]  # fmt: skip
+        emit_json({"steps": told, "problems": _problems(wrong)})
     for error in [*wrong, *failed.values()]:
         complain(error)
     kept = any(step.action is Action.KEEP for step in steps)
