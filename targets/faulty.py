@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from ublkd import registry
 from ublkd._core import ffi, lib
-from ublkd.errors import UsageError, printable
+from ublkd.errors import UsageError, printable, quoted
 from ublkd.target import API_VERSION, Native, Option, OptionValue, Target
 from ublkd.target.bridge import serving
 
@@ -31,7 +31,7 @@ def _share(name: str, text: str) -> int:
         share = -1
     if not 0 <= share <= 1:
         raise UsageError(
-            f"--{name} {printable(text)!r} is not a probability", hint="a number from 0 to 1"
+            f"--{name} {quoted(text)} is not a probability", hint="a number from 0 to 1"
         )
     return round(share * (1 << 32))
 
@@ -42,7 +42,7 @@ def _error(text: str) -> tuple[int, int]:
     number = getattr(errno, name.upper(), None) if re.fullmatch("[A-Za-z0-9]+", name) else None
     if not isinstance(number, int):
         raise UsageError(
-            f"--error {printable(text)!r} names no errno", hint="like EIO:0.001 or ENOSPC:0.1"
+            f"--error {quoted(text)} names no errno", hint="like EIO:0.001 or ENOSPC:0.1"
         )
     return -number, _share("error", share or "1")
 
@@ -51,7 +51,7 @@ def _delay(text: str) -> tuple[int, int]:
     """TIME:SHARE as nanoseconds and a share."""
     match = re.fullmatch(r"(\d{1,9})(us|ms|s)(?::(.*))?", text, re.ASCII)
     if not match:
-        raise UsageError(f"--delay {printable(text)!r} is not a time", hint="like 5ms:0.01 or 1s")
+        raise UsageError(f"--delay {quoted(text)} is not a time", hint="like 5ms:0.01 or 1s")
     return int(match[1]) * UNITS[match[2]], _share("delay", match[3] or "1")
 
 
@@ -61,7 +61,7 @@ class _Faults:
     def __init__(self, options: Mapping[str, OptionValue]) -> None:
         seed = str(options["seed"])
         if not re.fullmatch("[0-9]{1,18}", seed, re.ASCII):
-            raise UsageError(f"--seed {printable(seed)!r} is not a number", hint="like 7")
+            raise UsageError(f"--seed {quoted(seed)} is not a number", hint="like 7")
         self.seed = int(seed)
         self.walk = bool(options["walk"])
         shares = (_share(name, str(options[name])) for name in ("short", "odd", "again"))

@@ -9,7 +9,7 @@ import pwd
 import re
 from collections.abc import Callable, Mapping
 
-from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.errors import UblkdError, UsageError, quoted
 
 MAX_NUMBER = (1 << 32) - 2  # the one above means "leave it" to chown(2)
 
@@ -32,9 +32,7 @@ def parse_group(text: str) -> str:
 def parse_mode(text: str) -> str:
     """Octal permissions. Raises UsageError."""
     if not re.fullmatch("0?[0-7]{3}", text, re.ASCII):
-        raise UsageError(
-            f"--mode {printable(text)!r} is no mode", hint="three octal digits, like 0660"
-        )
+        raise UsageError(f"--mode {quoted(text)} is no mode", hint="three octal digits, like 0660")
     return f"{int(text, 8):04o}"
 
 
@@ -45,7 +43,7 @@ def _number(option: str, text: str, look_up: Callable[[str], int]) -> str:
         return str(look_up(text))
     kind = "user" if option == "owner" else option
     raise UblkdError(
-        f"--{option}: there is no {kind} {printable(text)!r} on this machine",
+        f"--{option}: there is no {kind} {quoted(text)} on this machine",
         hint=f"a name that 'getent {'passwd' if kind == 'user' else kind}' shows, or a number",
     )
 

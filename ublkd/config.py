@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ublkd import access, registry
-from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.errors import UblkdError, UsageError, printable, quoted
 from ublkd.features import Lease, Recovery
 from ublkd.target import Option, OptionValue
 from ublkd.uapi import MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES
@@ -63,7 +63,7 @@ def parse_size(text: str) -> int:
     """
     match = SIZE.fullmatch(text.strip())
     if not match:
-        raise ValueError(f"{printable(text)!r} is not a size")
+        raise ValueError(f"{quoted(text)} is not a size")
     return int(match[1]) * SUFFIXES[match[2].upper()]
 
 
@@ -84,7 +84,7 @@ def _in_range(option: str, value: int, low: int, high: int) -> int:
 def _number(option: str, text: str, low: int, high: int) -> int:
     if not re.fullmatch(r"-?[0-9]{1,19}", text):
         raise UsageError(
-            f"--{option} {printable(text)!r} is not a whole number", hint=f"from {low} to {high}"
+            f"--{option} {quoted(text)} is not a whole number", hint=f"from {low} to {high}"
         )
     return _in_range(option, int(text), low, high)
 
@@ -110,9 +110,7 @@ def _size(option: Option, text: str) -> int:
 def parse_seconds(option: str, text: str, most: int = MAX_SECONDS) -> float:
     """A time of an option in seconds, more than 0 and at most ``most``. Raises UsageError."""
     if not re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,9})?", text, re.ASCII):
-        raise UsageError(
-            f"--{option} {printable(text)!r} is not a time", hint="seconds, like 30 or 0.5"
-        )
+        raise UsageError(f"--{option} {quoted(text)} is not a time", hint="seconds, like 30 or 0.5")
     seconds = float(text)
     if not 0 < seconds <= most:
         raise UsageError(
@@ -140,7 +138,7 @@ def _absolute(option: Option, raw: str) -> str:
         return str(Path.cwd() / raw)
     except OSError as error:
         raise UsageError(
-            f"--{option.name} {printable(raw)!r} starts from a folder that is gone",
+            f"--{option.name} {quoted(raw)} starts from a folder that is gone",
             hint="give an absolute path",
         ) from error
 
@@ -155,7 +153,7 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
     if raw is None or isinstance(raw, bool):
         return raw
     if "\0" in raw:  # from a file: no word of a command line has one, and no path
-        raise UsageError(f"--{option.name} {printable(raw)!r} has a NUL", hint="leave it out")
+        raise UsageError(f"--{option.name} {quoted(raw)} has a NUL", hint="leave it out")
     if option.kind == "size":
         return _size(option, raw)
     if option.kind == "seconds":
@@ -170,7 +168,7 @@ def _parsed(option: Option, raw: RawOption) -> OptionValue:
         return _absolute(option, raw)
     if option.kind == "choice" and raw not in option.choices:
         raise UsageError(
-            f"--{option.name} {printable(raw)!r} is none of its choices",
+            f"--{option.name} {quoted(raw)} is none of its choices",
             hint="one of " + ", ".join(option.choices),
         )
     return option.kept(raw) if option.kept else raw
@@ -214,7 +212,7 @@ def parse_name(text: str) -> str:
     """A device name. Raises UsageError."""
     if not NAME.fullmatch(text):
         raise UsageError(
-            f"--name {printable(text)!r} cannot be a name",
+            f"--name {quoted(text)} cannot be a name",
             hint="a letter or '_', then letters, digits, '.', '_' or '-', at most 63 in all, and "
             "not what a device (ublkb0) or a partition (NAME-part1) is called",
         )
@@ -238,7 +236,7 @@ def remembered(target: str, kept: Mapping[str, Any], **rest: Any) -> DeviceConfi
     values = {option.key: option.default for option in known.values()}
     if lost := sorted(set(kept) - set(values)):
         raise UblkdError(
-            f"target {target} has no option {printable(lost[0])!r} any more, with which the device "
+            f"target {target} has no option {quoted(lost[0])} any more, with which the device "
             "was added",
             hint="install the version of ublkd, or of the plug-in, that has it",
         )

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ublkd import config, registry
 from ublkd.config import GENERAL, DeviceConfig, RawOption
-from ublkd.errors import UblkdError, UsageError, printable, reason, redacted
+from ublkd.errors import UblkdError, UsageError, printable, quoted, reason, redacted
 from ublkd.target import Option
 
 FOLDER = Path("/etc/ublkd")
@@ -204,12 +204,14 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         raise FileError(path, "is not UTF-8", hint=hint, line=line) from error
     except RecursionError as error:
         raise FileError(path, "has too many brackets", hint=hint) from error
-    except ValueError as error:  # TOMLDecodeError, and a number too long to be one
+    except tomllib.TOMLDecodeError as error:
         said = str(error)
         match = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", said)
         line = int(match[1]) if match and match[1] else content.count(b"\n") + 1
         what = said[: match.start()] if match else said
         raise FileError(path, f"is not TOML: {printable(what)}", hint=hint, line=line) from error
+    except ValueError as error:  # Python reads no number that is longer yet
+        raise FileError(path, f"has a number of more than {NUMBER_BITS} bits", hint=hint) from error
 
 
 def _config(path: Path, name: str, keys: Mapping[str, Any]) -> DeviceConfig:
@@ -244,7 +246,7 @@ def _unknown(path: Path, key: str, known: Mapping[str, Option]) -> FileError:
         return FileError(path, "has a key 'name'", hint="a device is called like its file")
     near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"the keys are: target, {', '.join(known)}"
-    return FileError(path, f"unknown key {printable(key)!r}", hint=hint)
+    return FileError(path, f"unknown key {quoted(key)}", hint=hint)
 
 
 def _type(value: object) -> str:
@@ -278,7 +280,7 @@ def _word(path: Path, option: Option, value: Any) -> str:
         raise FileError(path, what, hint=option.help)
     if option.kind == "path" and value and not Path(value).is_absolute():
         raise FileError(
-            path, f"{option.name} {printable(value)!r} is not an absolute path",
+            path, f"{option.name} {quoted(value)} is not an absolute path",
             hint="a file has no folder to start from",
         )  # fmt: skip
     if isinstance(value, float):

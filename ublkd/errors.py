@@ -96,6 +96,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
 
+def quoted(text: str) -> str:
+    """The same between quotes."""
+    shown = printable(text)
+    quote = '"' if "'" in shown and '"' not in shown else "'"
+    return f"{quote}{shown}{quote}"
+
+
 def valid_text(text: str) -> str:
     """The text with every byte that is not UTF-8 written as ``\\xNN``; newlines stay."""
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ublkd import stats
 from ublkd.control import CommandError, Control, DevInfo
-from ublkd.errors import UblkdError, printable
+from ublkd.errors import UblkdError, printable, quoted
 from ublkd.features import Recovery, recovery_of
 from ublkd.names import links, named
 from ublkd.process import is_there, serves
@@ -156,7 +156,7 @@ def find(control: Control, states: StateDir, word: str) -> Found:
     device = look(control, states, dev_id) if dev_id >= 0 else None
     if device is None or not (match or device.state):
         raise UblkdError(
-            f"there is no ublk device {printable(word)!r}",
+            f"there is no ublk device {quoted(word)}",
             hint="a number, a name, or a path like /dev/ublkb0; 'ublkd list' shows them",
         )
     return device

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ublkd import access, udev
 from ublkd.access import Access
 from ublkd.control import CommandError, Control
-from ublkd.errors import UblkdError, printable, reason
+from ublkd.errors import UblkdError, quoted, reason
 from ublkd.state import DeviceState, StateDir
 from ublkd.uevent import wait_until
 
@@ -33,7 +33,7 @@ def refuse_taken(control: Control, states: StateDir, name: str, but: int | None 
             continue
         if _is_there(control, dev_id, state.cookie):
             raise UblkdError(
-                f"the name {printable(name)!r} is taken by /dev/ublkb{dev_id}",
+                f"the name {quoted(name)} is taken by /dev/ublkb{dev_id}",
                 hint="choose another one, or delete that device",
             )
         states.remove(dev_id)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args, get_type_hints
 
-from ublkd.errors import DefectError, UblkdError, printable, told
+from ublkd.errors import DefectError, UblkdError, printable, quoted, told
 from ublkd.target import Native, NativeTarget, Option, OptionValue, Params
 from ublkd.target.bridge import serving
 
@@ -34,7 +34,7 @@ class Maker:
     package: str
 
     def __str__(self) -> str:
-        return f"target {printable(self.target)!r} (from {printable(self.package)})"
+        return f"target {quoted(self.target)} (from {printable(self.package)})"
 
     def fault(self, what: str) -> DefectError:
         """The error for something that is wrong with it."""
@@ -173,7 +173,7 @@ def wrong_options(options: object) -> str:
         if not isinstance(option, Option):
             return f"options has {type(option).__name__} where an Option is needed"
         if why := _wrong(option):
-            return f"its option {printable(str(option.name))!r} {why}"
+            return f"its option {quoted(str(option.name))} {why}"
         if option.key in keys:
             return f"its option {option.name!r} is there twice"
         keys.add(option.key)
@@ -189,7 +189,7 @@ def _wrong(option: Option) -> str:
     if not isinstance(option.help, str):
         return "has no text for its help"
     if option.kind not in KINDS:
-        return f"is of the unknown kind {printable(str(option.kind))!r}"
+        return f"is of the unknown kind {quoted(str(option.kind))}"
     if option.multiple and option.kind not in ("text", "path"):
         return f"is of kind {option.kind} and cannot be given many times"
     if option.kept is not None and (option.kind != "text" or not callable(option.kept)):

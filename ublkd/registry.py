@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, cast
 
-from ublkd.errors import UblkdError, UsageError, printable, reason, told
+from ublkd.errors import UblkdError, UsageError, printable, quoted, reason, told
 from ublkd.plugin import Maker, blamed, guarded, wrong_options
 from ublkd.target import API_VERSION, NativeTarget, Option, OptionValue, Target, Verb
 
@@ -43,9 +43,7 @@ def load(name: str) -> type[Target]:
     point = _only(GROUP, name)
     if point is None:
         known = ", ".join(names()) or "none (is ublkd installed properly?)"
-        raise UsageError(
-            f"unknown target {printable(name)!r}", hint=f"targets on this machine: {known}"
-        )
+        raise UsageError(f"unknown target {quoted(name)}", hint=f"targets on this machine: {known}")
     return _checked(point)
 
 
@@ -105,7 +103,7 @@ def verbs(name: str) -> Sequence[Verb] | None:
         raise who.fault("brings verbs that are not a tuple of Verb")
     for verb in brought:
         if why := wrong_options([verb.argument, *verb.options]):
-            raise who.fault(f"is broken: in its verb {printable(str(verb.name))!r} {why}")
+            raise who.fault(f"is broken: in its verb {quoted(str(verb.name))} {why}")
     return [dataclasses.replace(verb, run=_guarded_run(verb, who)) for verb in brought]
 
 
@@ -123,7 +121,7 @@ def _only(group: str, name: str) -> EntryPoint | None:
     if len(found) > 1:
         packages = " and by ".join(sorted({printable(package) for package, _ in found}))
         raise UblkdError(
-            f"target {printable(name)!r} is registered more than once: by {packages}",
+            f"target {quoted(name)} is registered more than once: by {packages}",
             hint="remove all but one of them, for example with 'pip uninstall'",
         )
     return next(iter(found.values()), None)

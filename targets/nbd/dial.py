@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ublkd.errors import UblkdError, printable, reason
+from ublkd.errors import UblkdError, printable, quoted, reason
 from ublkd.targets.nbd.stream import Patience, TimedOut
 from ublkd.targets.nbd.uri import Uri
 
@@ -60,7 +60,7 @@ def addresses_of(uri: Uri, patience: Patience) -> Sequence[Address]:
         found = _looked_up(uri.host, uri.port, patience)
     except TimedOut:
         raise UblkdError(
-            f"no answer for the name {printable(uri.host)!r} within {patience.seconds:g} seconds",
+            f"no answer for the name {quoted(uri.host)} within {patience.seconds:g} seconds",
             hint="see the name servers in /etc/resolv.conf",
         ) from None
     return [Address(family, place, place[0]) for family, _, _, _, place in found[:MOST]]
@@ -108,10 +108,12 @@ def _look_up(host: str, port: int, flags: int = 0) -> Found:
 def _nameless(host: str, error: OSError) -> UblkdError:
     shown = printable(host)
     if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-        return UblkdError(f"the host {shown!r} is unknown", hint=f"see 'getent hosts {shown}'")
+        return UblkdError(
+            f"the host {quoted(shown)} is unknown", hint=f"see 'getent hosts {shown}'"
+        )
     words = error.strerror or "no reason given"
     return UblkdError(
-        f"the name {shown!r} cannot be looked up: {words[:1].lower()}{words[1:]}",
+        f"the name {quoted(shown)} cannot be looked up: {words[:1].lower()}{words[1:]}",
         hint="see the name servers in /etc/resolv.conf",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ublkd.errors import quoted
 from ublkd.targets.nbd.export import Refusal, shown
 from ublkd.targets.nbd.wire import IHAVEOPT, MAGIC, NBDMAGIC, OLDSTYLE
 
@@ -29,7 +30,7 @@ def not_nbd(start: bytes) -> Refusal | None:
                 hint="see which port the NBD server listens on; the default is 10809",
             )
     return Refusal(
-        f"the server does not speak NBD: it begins with {shown(start[: MAGIC.size])!r}",
+        f"the server does not speak NBD: it begins with {quoted(shown(start[: MAGIC.size]))}",
         hint="see which port the NBD server listens on; the default is 10809",
     )
 

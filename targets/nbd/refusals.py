@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ublkd.errors import quoted
 from ublkd.targets.nbd.export import Refusal, shown
 from ublkd.targets.nbd.wire import Rep
 
@@ -58,7 +59,7 @@ def refused(what: str, kind: int, text: bytes) -> Refusal:
 
 def missing(name: bytes, offers: Sequence[Named] | None) -> Refusal:
     """The refusal for an export that is not there; ``offers`` is the server's list, if it told."""
-    message = f"the server has no export {shown(name)!r}"
+    message = f"the server has no export {quoted(shown(name))}"
     if offers is None:
         return Refusal(message, hint="the server does not tell which it has")
     if not offers:

@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 from socket import socket
 
-from ublkd.errors import UblkdError, printable, reason
+from ublkd.errors import UblkdError, printable, quoted, reason
 from ublkd.targets.nbd.export import Refusal
 from ublkd.targets.nbd.stream import Patience, Stream
 from ublkd.targets.nbd.uri import Uri
@@ -71,7 +71,7 @@ def _check_name(made: ssl.SSLContext, name: str | None) -> None:
         made.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
     except ValueError as error:  # UnicodeError is one, too
         raise UblkdError(
-            f"no certificate can be for the host {printable(name or '')!r}",
+            f"no certificate can be for the host {quoted(name or '')}",
             hint="tls-hostname=NAME in the URI says which name it must be for",
         ) from error
 

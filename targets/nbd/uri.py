@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes
 
-from ublkd.errors import UsageError, printable, redacted
+from ublkd.errors import UsageError, printable, quoted, redacted
 from ublkd.targets.nbd.wire import MAX_STRING, PORT
 
 Transport = Literal["tcp", "unix", "vsock"]
@@ -90,7 +90,7 @@ def parse(text: str) -> Uri:
         return _parse(text)
     except _Wrong as wrong:
         shown = _redacted(text)
-        raise UsageError(f"URI {shown!r}: {wrong.message}", hint=wrong.hint) from None
+        raise UsageError(f"URI {quoted(shown)}: {wrong.message}", hint=wrong.hint) from None
 
 
 class _Wrong(UsageError):
@@ -248,7 +248,7 @@ def _unknown(name: str | None) -> _Wrong:
     if name is None:
         return _Wrong("unknown parameter", hint=known)
     near = get_close_matches(name, PARAMETERS, 1)
-    return _Wrong(f"unknown parameter {printable(name[:64])!r}",
+    return _Wrong(f"unknown parameter {quoted(name[:64])}",
                   hint=f"did you mean {near[0]}? {known}" if near else known)  # fmt: skip
 
 

@@ -61,6 +61,19 @@ def test_the_help_of_all_names_every_command() -> None:
     assert all(f"\n  {command} " in told for command in COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [(["add", "-t"], "ublkd add"), (["add", "-t", "null", "--size"], "ublkd add"),
+     (["release", "--wait"], "ublkd release"),
+     (["config", "check", "--config"], "ublkd config check"),
+     (["nbd", "list", "--open-timeout"], "ublkd nbd list")],
+)  # fmt: skip
+def test_an_option_without_its_value_has_the_help_of_its_verb_as_a_hint(
+    words: list[str], command: str
+) -> None:
+    assert ublkd(*words).stderr.splitlines()[1] == f"hint: see '{command} --help'"
+
+
 def test_the_help_of_release_says_in_what_its_wait_is() -> None:
     assert "--wait SECONDS" in ublkd("release", "--help").stdout
 
@@ -130,7 +143,7 @@ WRONG: list[tuple[list[str | bytes], str]] = [
     (["add", "--target"], "--target"),
     (["add", "-t", "loup"], "loup"),
     (["add", "-t", "a\nb"], "unknown target"),
-    (["add", "-t", b"\xff"], r"\\xff"),
+    (["add", "-t", b"\xff"], r"'\xff'"),
     (["add", "-t", ""], "unknown target"),
     (["add", "-t", "loup", "--help"], "loup"),
     (["add", "-t", "null", "--file", "x"], "--file"),

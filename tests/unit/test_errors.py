@@ -12,6 +12,7 @@ from ublkd.errors import (
     UblkdError,
     UsageError,
     printable,
+    quoted,
     reason,
     redacted,
     valid_text,
@@ -29,6 +30,20 @@ def test_any_path_is_printed_as_one_line(text: str) -> None:
 @example("a\u2028b\x85c\x1b[2J")
 def test_any_text_is_printed_as_one_line(text: str) -> None:
     assert is_one_line(printable(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb", r"'a\nb'"),
+        ("\udcff", r"'\xff'"),
+        ("it's", '"it\'s"'),
+        ("", "''"),
+        ("a\\b", r"'a\b'"),
+    ],
+)
+def test_what_is_quoted_is_escaped_once(text: str, shown: str) -> None:
+    assert quoted(text) == shown
 
 
 @given(any_texts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ublkd.cli.common import HELP, cli, click_option, driver, json_option
+from ublkd.cli.common import HELP, Command, cli, click_option, driver, json_option
 from ublkd.cli.output import emit, emit_json, warn
 from ublkd.errors import UblkdError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ublkd.target import Option
 
 
-class AddCommand(click.Command):
+class AddCommand(Command):
     """``add`` has the options of the target that is named on its own command line."""
 
     def make_context(

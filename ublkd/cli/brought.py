@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ublkd.cli.common import HELP, click_option, json_option
+from ublkd.cli.common import HELP, Command, Group, click_option, json_option
 from ublkd.cli.output import emit, emit_json, lines, table
 from ublkd.config import parse_options
 from ublkd.errors import printable
@@ -23,7 +23,7 @@ def verbs_of(target: str) -> click.Group | None:
     brought = verbs(target)
     if brought is None:
         return None
-    return click.Group(
+    return Group(
         target,
         commands=[_command(target, verb) for verb in brought],
         context_settings=HELP,
@@ -43,7 +43,7 @@ def _command(target: str, verb: Verb) -> click.Command:
             emit(_text(verb, told))
 
     argument = click.Argument([f"target_{verb.argument.key}"], metavar=verb.argument.name.upper())
-    command = click.Command(
+    command = Command(
         verb.name,
         callback=run,
         params=[argument, *map(click_option, verb.options)],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ublkd.cli.common import HELP, cli, click_option, driver, force_option, json_option
+from ublkd.cli.common import HELP, Command, cli, click_option, driver, force_option, json_option
 from ublkd.cli.output import emit, emit_json, warn
 from ublkd.errors import UblkdError, UsageError
 
@@ -48,7 +48,7 @@ def _bytes(text: str) -> int:
         raise UsageError(str(error), hint="bytes, or with a suffix: 4096, 512M, 10G") from error
 
 
-class SetCommand(click.Command):
+class SetCommand(Command):
     """``set`` has the options of the target of the device that its command line begins with."""
 
     def make_context(

@@ -15,7 +15,25 @@ if TYPE_CHECKING:
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class Verbs(click.Group):
+class Command(click.Command):
+    """A verb: what is wrong with its words names it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """click forgets whose option lacks its value."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+
+class Group(click.Group):
+    """Several verbs under one name."""
+
+    command_class = Command
+
+
+class Verbs(Group):
     """The verbs of ublkd, and behind them those that targets bring, under the target's name."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ublkd.cli.common import HELP, cli, driver, json_option
+from ublkd.cli.common import HELP, Group, cli, driver, json_option
 from ublkd.cli.output import complain, emit, emit_json
 from ublkd.errors import UblkdError, UsageError, printable
 
@@ -36,7 +36,7 @@ def at_rest(folder: str) -> Path:
     return found
 
 
-@cli.group(context_settings=HELP)
+@cli.group(cls=Group, context_settings=HELP)
 def config() -> None:
     """Look at devices' files, NAME.toml in /etc/ublkd."""
 
