@@ -100,6 +100,12 @@ def read_all(folder: Path) -> tuple[list[DeviceFile], list[FileError]]:
     return [file for file in files if file.path not in bad], sorted(wrong, key=lambda e: e.path)
 
 
+def names(folder: Path) -> list[str]:
+    """The devices that have files, sound or not. Raises UblkdError."""
+    found = (path.name.removesuffix(ENDING) for path in _paths(folder))
+    return [name for name in found if config.NAME.fullmatch(name)]
+
+
 def refuse_untrusted(folder: Path) -> None:
     """Raise FolderError for a folder in which others than root could have put files, or that is
     none; UblkdError for one that cannot be looked at.

@@ -28,9 +28,9 @@ def points(group: str) -> EntryPoints:
     return entry_points(group=group)
 
 
-def names() -> list[str]:
-    """The names that ``--target`` takes, sorted."""
-    return sorted({point.name for point in points(GROUP)})
+def names(group: str = GROUP) -> list[str]:
+    """The names that ``--target`` takes, sorted; or those of the targets that bring ``VERBS``."""
+    return sorted({point.name for point in points(group)})
 
 
 def load(name: str) -> type[Target]:

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import click
 
-from ublkd.cli import add, change, files, life, look, service, stats, verbs  # noqa: F401 - they join the group
+from ublkd.cli import add, change, complete, files, life, look, service, stats, verbs  # noqa: F401 - they join the group
 from ublkd.cli.common import cli
-from ublkd.cli.output import complain, unheard
+from ublkd.cli.output import complain, silence, unheard
 from ublkd.errors import UblkdError, UsageError, internal, valid_text
 
 OUTPUT_LOST = (errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE)
@@ -76,4 +76,7 @@ def _guarded(run: Callable[[], Any]) -> int:
 def main() -> NoReturn:
     """Entry point: exit codes are 0 done, 1 failed, 2 usage, 3 not possible on this machine."""
     _keep_standard_fds()
+    if complete.is_asked():
+        silence(2)  # it would stand in the middle of what is being typed
+        complete.know_bash()
     sys.exit(_guarded(lambda: cli.main(prog_name="ublkd", standalone_mode=False)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ublkd.cli import complete
 from ublkd.cli.common import HELP, Command, cli, click_option, driver, json_option
 from ublkd.cli.output import emit, emit_json, warn
 from ublkd.errors import UblkdError
@@ -33,13 +34,20 @@ class AddCommand(Command):
         name = _named(args, "--target", flags, "-t")
         self.target_options: dict[str, Option] = {}
         if name is not None:
-            from ublkd import registry
-
-            own = {option for param in self.params for option in param.opts}
-            own |= {f"--{option.name}" for option in self.general}
-            known = registry.options_of(name, lambda option: _named(args, f"--{option}", flags))
-            self.target_options = {n: o for n, o in known.items() if f"--{n}" not in own}
+            try:
+                self._learn(name, lambda option: _named(args, f"--{option}", flags))
+            except UblkdError:
+                if not extra.get("resilient_parsing"):  # a shell asks what could follow
+                    raise
         return super().make_context(info_name, args, parent, **extra)
+
+    def _learn(self, target: str, named: Callable[[str], str | None]) -> None:
+        from ublkd import registry
+
+        own = {option for param in self.params for option in param.opts}
+        own |= {f"--{option.name}" for option in self.general}
+        known = registry.options_of(target, named)
+        self.target_options = {n: o for n, o in known.items() if f"--{n}" not in own}
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The target, what every device has, its own options, then the target's."""
@@ -80,7 +88,10 @@ def _named(
 
 
 @cli.command(cls=AddCommand, context_settings=HELP)
-@click.option("--target", "-t", metavar="NAME", required=True, help="What serves the disk.")
+@click.option(
+    "--target", "-t", metavar="NAME", required=True, help="What serves the disk.",
+    shell_complete=complete.targets,
+)  # fmt: skip
 @click.option("--foreground", is_flag=True, help="Do not go to the background.")
 @json_option
 @click.pass_context

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ublkd.cli.common import HELP, Command, cli, click_option, driver, force_option, json_option
+from ublkd.cli.common import (
+    HELP,
+    Command,
+    cli,
+    click_option,
+    dev_argument,
+    driver,
+    force_option,
+    json_option,
+)
 from ublkd.cli.output import emit, emit_json, warn
 from ublkd.errors import UblkdError, UsageError
 
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev")
+@dev_argument
 @click.argument("size", required=False)
 @force_option
 @json_option
@@ -61,7 +70,7 @@ class SetCommand(Command):
             try:
                 self.target_options = _options_of(args[0])
             except UblkdError:
-                if not {"-h", "--help"} & set(args):
+                if not extra.get("resilient_parsing") and not {"-h", "--help"} & set(args):
                     raise
         return super().make_context(info_name, args, parent, **extra)
 
@@ -100,7 +109,7 @@ def _settable(option: Option) -> click.Option:
 
 
 @cli.command("set", cls=SetCommand, context_settings=HELP)
-@click.argument("dev")
+@dev_argument
 @click.option("--name", metavar="NAME", help="Another name to call the device by.")
 @click.pass_context
 def set_(ctx: click.Context, /, dev: str, name: str | None, **words: Any) -> None:

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ublkd.cli import complete
+
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ublkd.target import Option
 
-# Nothing else of ublkd is imported here: `ublkd --help` must not wait for it.
+# Nothing that loads more of ublkd is imported here: `ublkd --help` must not wait for it.
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -44,6 +48,10 @@ class Verbs(Group):
         from ublkd.cli.brought import verbs_of
 
         return verbs_of(cmd_name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The targets that bring verbs as well, which the help does not list."""
+        return super().shell_complete(ctx, incomplete) + complete.with_verbs(incomplete)
 
 
 @click.group(
@@ -78,9 +86,17 @@ def click_option(option: Option, prefix: str = "target_", metavar: str = "") -> 
         return click.Option(names, is_flag=True, default=None, help=option.help)
     if not metavar:
         metavar = "|".join(option.choices) if option.kind == "choice" else METAVARS[option.kind]
-    return click.Option(names, metavar=metavar, help=option.help, multiple=option.multiple)
+    return click.Option(
+        names,
+        metavar=metavar,
+        help=option.help,
+        multiple=option.multiple,
+        shell_complete=complete.value_of(option),
+    )
 
 
+dev_argument = click.argument("dev", shell_complete=complete.devices)
+optional_dev = click.argument("dev", required=False, shell_complete=complete.devices)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 force_option = click.option("--force", is_flag=True, help="Even if it is in use.")
 

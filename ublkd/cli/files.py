@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ublkd.cli import complete
 from ublkd.cli.common import HELP, Group, cli, driver, json_option
 from ublkd.cli.output import complain, emit, emit_json
 from ublkd.errors import UblkdError, UsageError, printable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 config_option = click.option(
     "--config", "folder", metavar="DIR", default="/etc/ublkd", show_default=True,
+    shell_complete=complete.folders,
     help="Where the devices' files are.",
 )  # fmt: skip
 
@@ -42,7 +44,7 @@ def config() -> None:
 
 
 @config.command(context_settings=HELP)
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete.device_files)
 @config_option
 @json_option
 def check(names: tuple[str, ...], folder: str, as_json: bool) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ublkd.cli.common import HELP, cli, driver, json_option
+from ublkd.cli.common import HELP, cli, dev_argument, driver, json_option, optional_dev
 from ublkd.cli.output import complain, emit, emit_json
 from ublkd.errors import UblkdError, UsageError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev", required=False)
+@optional_dev
 @click.option("--all", "every", is_flag=True, help="Every device of ublkd that nobody serves.")
 @json_option
 def recover(dev: str | None, every: bool, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def recover(dev: str | None, every: bool, as_json: bool) -> None:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev")
+@dev_argument
 def quiesce(dev: str) -> None:
     """End a daemon and keep its device: what is asked of it waits until 'ublkd recover'."""
     from ublkd import ending, manage
@@ -46,7 +46,7 @@ def quiesce(dev: str) -> None:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev", required=False)
+@optional_dev
 @click.option("--all", "every", is_flag=True, help="Every device that ublkd serves.")
 @json_option
 def upgrade(dev: str | None, every: bool, as_json: bool) -> None:

@@ -26,14 +26,14 @@ def emit(text: str) -> None:
 
 def unheard() -> UblkdError:
     """The error for output that nobody got."""
-    _silence(1)
+    silence(1)
     return UblkdError(
         "standard output was closed before everything was printed",
         hint="the reader of the pipe ended early, or the disk is full",
     )
 
 
-def _silence(fd: int) -> None:
+def silence(fd: int) -> None:
     """What is still buffered cannot go anywhere, and the interpreter would say so at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
@@ -96,4 +96,4 @@ def complain(error: UblkdError) -> None:
         for line in lines:
             click.echo(levelled(printable(line), ERROR), err=True)
     except OSError:  # nobody reads it: the exit code still tells
-        _silence(2)
+        silence(2)

@@ -6,6 +6,7 @@ import contextlib
 
 import click
 
+from ublkd.cli import complete
 from ublkd.cli.common import HELP, cli
 from ublkd.cli.files import at_rest, config_option
 from ublkd.cli.output import warn
@@ -31,7 +32,7 @@ def _seconds(text: str) -> float:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("name")
+@click.argument("name", shell_complete=complete.device_files)
 @config_option
 @click.option(
     "--keep", is_flag=True,
@@ -55,7 +56,7 @@ def run(name: str, folder: str, keep: bool) -> None:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.device_files)
 @click.option("--all", "every", is_flag=True, help="Every device of ublkd that nobody serves.")
 @click.option(
     "--wait", metavar="SECONDS",

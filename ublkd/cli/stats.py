@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ublkd.cli.common import HELP, cli, driver, json_option
+from ublkd.cli.common import HELP, cli, dev_argument, driver, json_option, optional_dev
 from ublkd.cli.output import emit, emit_json, table, warn
 from ublkd.errors import UblkdError, UsageError, printable
 
@@ -32,7 +32,7 @@ GAUGE_COLUMNS = {
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev", required=False)
+@optional_dev
 @click.option(
     "--watch",
     metavar="[SECONDS]",
@@ -180,7 +180,7 @@ DUMP_COLUMNS = ("QUEUE", "NUMBER", "ENDED", "OP", "OFFSET", "LENGTH", "LEASE", "
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev")
+@dev_argument
 @json_option
 def dump(dev: str, as_json: bool) -> None:
     """Tell a device's last requests, some 1,000 of each queue, by the time of their end.

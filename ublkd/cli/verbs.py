@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ublkd.cli.common import HELP, cli, driver, force_option, json_option
+from ublkd.cli.common import (
+    HELP,
+    cli,
+    dev_argument,
+    driver,
+    force_option,
+    json_option,
+    optional_dev,
+)
 from ublkd.cli.output import complain, emit, emit_json, lines, table, warn
 from ublkd.errors import UblkdError, UsageError, printable
 
@@ -51,7 +59,7 @@ def list_(as_json: bool) -> None:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev")
+@dev_argument
 @json_option
 def show(dev: str, as_json: bool) -> None:
     """Show one device: what it is, how it is served and why so, who holds it, and its counters."""
@@ -68,7 +76,7 @@ def show(dev: str, as_json: bool) -> None:
 
 
 @cli.command(context_settings=HELP)
-@click.argument("dev")
+@dev_argument
 @force_option
 def stop(dev: str, force: bool) -> None:
     """Take a disk away and end its daemon; its number stays until it is deleted.
@@ -82,7 +90,7 @@ def stop(dev: str, force: bool) -> None:
 
 
 @cli.command("del", context_settings=HELP)
-@click.argument("dev", required=False)
+@optional_dev
 @click.option("--all", "every", is_flag=True, help="Every device that ublkd made.")
 @force_option
 def del_(dev: str | None, every: bool, force: bool) -> None:
