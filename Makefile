@@ -141,10 +141,12 @@ $(BUILT)/done.stamp: $(SOURCES) $(wildcard packaging/build.sh packaging/man.* do
 	@touch $@
 
 install: $(BUILT)/done.stamp ## [PREFIX=/usr/local] [DESTDIR=]: command, units, udev rules, manual pages, completion
-	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) sh packaging/install.sh $(BUILT) $(PYTHON)
+	@sh packaging/install.sh $(BUILT) $(PYTHON)
 
 uninstall: ## the same variables: take it away again, but not the device files
-	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) sh packaging/install.sh --remove
+	@sh packaging/install.sh --remove
+install uninstall: export DESTDIR := $(DESTDIR)
+install uninstall: export PREFIX := $(PREFIX)
 
 man: $(BUILT)/done.stamp ## the manual pages in .cache/built/man
 	@ls $(BUILT)/man

@@ -7,6 +7,12 @@ set -eu
 prefix=${PREFIX:-/usr/local}
 root=${DESTDIR:-}
 case $prefix in /*) ;; *) echo "install: PREFIX must be an absolute path" >&2; exit 2 ;; esac
+# it stands in units, in a script of theirs, and in the command: each would quote it otherwise
+case $prefix in *[!A-Za-z0-9/._+~-]*)
+	echo "install: PREFIX may have letters, digits and / . _ + ~ - only" >&2
+	exit 2
+	;;
+esac
 
 share=$prefix/share
 units=$prefix/lib/systemd/system

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ PACKAGING = ROOT / "packaging"
 
 def install(root: Path, *words: str, prefix: str) -> None:
     subprocess.run(
-        ["sh", "packaging/install.sh", *words], cwd=ROOT, check=True,
+        ["sh", "packaging/install.sh", *words], cwd=ROOT, check=True, stderr=subprocess.PIPE,
+        text=True,
         env={"PATH": os.environ["PATH"], "DESTDIR": str(root), "PREFIX": prefix},
     )  # fmt: skip
 
@@ -40,7 +42,7 @@ def files(root: Path) -> set[str]:
     return {str(p.relative_to(root)) for p in root.rglob("*") if not p.is_dir() or p.is_symlink()}
 
 
-@pytest.mark.parametrize("prefix", ["/usr", "/usr/local", "/opt/a b"])
+@pytest.mark.parametrize("prefix", ["/usr", "/usr/local", "/opt/a_b-1.0"])
 def test_what_is_installed_is_taken_away_again(built: Path, tmp_path: Path, prefix: str) -> None:
     root = tmp_path / "root"
     install(root, str(built), sys.executable, prefix=prefix)
@@ -51,6 +53,33 @@ def test_what_is_installed_is_taken_away_again(built: Path, tmp_path: Path, pref
     assert (root / "etc/ublkd").stat().st_mode & 0o777 == 0o755
     install(root, "--remove", prefix=prefix)
     assert files(root) == {"etc/ublkd/data.toml"}
+
+
+@pytest.mark.parametrize("prefix", ["/opt/a b", "/opt/100%", "/opt/$x", "/o'p", "/o|p", "opt"])
+def test_a_prefix_that_a_unit_would_have_to_quote_is_refused(
+    built: Path, tmp_path: Path, prefix: str
+) -> None:
+    root = tmp_path / "a root"
+    for words in ([str(built), sys.executable], ["--remove"]):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            install(root, *words, prefix=prefix)
+        assert caught.value.returncode == 2
+        assert len(caught.value.stderr.splitlines()) == 1
+        assert "PREFIX" in caught.value.stderr
+    assert not root.exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_make_hands_its_variables_on_as_they_are(built: Path, tmp_path: Path) -> None:
+    root = tmp_path / "a root"
+    install(root, str(built), sys.executable, prefix="/usr/local")
+    for prefix, status in (("/opt/a b", 2), ("/usr/local", 0)):
+        ran = subprocess.run(
+            ["make", "-s", "uninstall", f"DESTDIR={root}", f"PREFIX={prefix}"], cwd=ROOT,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.returncode == status, ran.stderr
+    assert files(root) == set()
 
 
 def test_the_unit_runs_the_command_that_was_installed(built: Path, tmp_path: Path) -> None:
