@@ -352,7 +352,7 @@ def test_a_missing_export_is_told_with_those_that_are_there(tmp_path: Path) -> N
     stream = greeting() + reply(GO, UNKNOWN) + offer(b"a") + offer(b"b c") + reply(LIST, ACK)
     with Scripted(says(stream), tmp_path) as server:
         error = refusal(server.uri("x%0ay"))
-        assert told(error) == r"the server has no export 'x\\ny'"
+        assert told(error) == r"the server has no export 'x\ny'"
         assert error.hint == "it offers 'a', 'b c'"
     assert server.heard == [HELLO + asking(GO, b"x\ny") + option(LIST) + ABORT]
 
