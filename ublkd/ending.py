@@ -16,7 +16,7 @@ from typing import Any
 
 from ublkd import holders, manage
 from ublkd.control import CommandError, Control
-from ublkd.errors import NotPossibleError, UblkdError
+from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import UNSERVED, Found, again, refuse_foreign
 from ublkd.process import is_there, listens_to, serves
@@ -66,11 +66,16 @@ def claimed(node: str) -> bool:
 
 @contextlib.contextmanager
 def _claim(node: str) -> Iterator[bool]:
-    """Keep a disk from being mounted or built on (open(2), O_EXCL); or whether it is already."""
+    """Keep a disk from being mounted or built on (open(2), O_EXCL); or whether it is already.
+
+    Raises UblkdError where a shortage keeps that from being told.
+    """
     fd, is_claimed = None, False
     try:
         fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        if error.errno in SHORTAGE:
+            raise UblkdError(f"cannot see whether {node} is in use: {reason(error)}") from error
         is_claimed = error.errno == errno.EBUSY
     try:
         yield is_claimed

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import traceback
 
 DEBUG = "UBLKD_DEBUG"
 """The environment variable with which a defect shows its traceback."""
+SHORTAGE = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR})
+"""Errnos of a shortage that may be over in a moment: no answer to what was asked, and no reason to
+call it not possible.
+"""
 
 
 class UblkdError(Exception):

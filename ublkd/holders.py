@@ -2,7 +2,8 @@
 
 Read from /proc and /sys only, so nothing is asked of the disk, and one that nobody serves is told
 of like any other. What a namespace or a permission hides stays hidden; the driver, when it refuses
-to stop a disk that is open (TRY_STOP_DEV), knows better.
+to stop a disk that is open (TRY_STOP_DEV), knows better. Raises OSError where a shortage keeps it
+from being seen.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ublkd.errors import printable
+from ublkd.errors import SHORTAGE, printable
 
 SHOWN = 3
 """So many of each kind are named in a line."""
@@ -212,19 +213,29 @@ class _Machine:
         return sorted(filter(str.isdecimal, _listed(self.root / "proc")), key=int)
 
 
+@contextlib.contextmanager
+def _if_seen() -> Iterator[None]:
+    """What is gone or hidden is empty; that there was no descriptor to look with says nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
+
+
 def _read(path: Path) -> str:
-    with contextlib.suppress(OSError):
+    with _if_seen():
         return os.fsdecode(path.read_bytes())
     return ""
 
 
 def _listed(folder: Path) -> list[str]:
-    with contextlib.suppress(OSError):
+    with _if_seen():
         return sorted(os.listdir(folder))
     return []
 
 
 def _link(path: Path) -> str:
-    with contextlib.suppress(OSError):
+    with _if_seen():
         return os.readlink(path)
     return ""

@@ -27,7 +27,7 @@ from ublkd.control import SLOW_SECONDS, CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
 from ublkd.device import EXIT_SECONDS, Device
 from ublkd.devicefiles import DeviceFile
-from ublkd.errors import NotPossibleError, UblkdError, printable
+from ublkd.errors import NotPossibleError, UblkdError, printable, told
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import Found
 from ublkd.notify import INFO, WARNING, Notifier
@@ -85,43 +85,55 @@ class Supervised(Manner):
             self._notifier.extend(EXIT_SECONDS)
 
     def _keep_if_used(self, disk: Device) -> None:
-        node = f"/dev/ublkb{disk.id}"
-        assert disk.info is not None
-        with Control() as control:
-            used = _stopped_or_used(control, disk)
-            if not used:
-                return
-            if recovery_of(disk.info.flags) is Recovery.NONE:
-                why = "its recovery is none, so it ends all the same"
-                self._say(f"warning: {node} is {used}: {why}", WARNING)
-            elif is_going_down():
-                self._say(f"warning: {node} is {used}, and the system goes down: it ends", WARNING)
-            else:
-                self._say(f"{node} is {used}: it is left to the driver, and what is asked of it "
-                          "waits for the next start", INFO)  # fmt: skip
-                self._leave(control, disk)
+        try:
+            used = _stopped_or_used(disk)
+        except Exception as error:  # nobody can tell, and what is used must stay
+            why = error.message if isinstance(error, UblkdError) else told(error)
+            used = f"perhaps in use ({why})"
+        if used and self._stays(disk, used):
+            self._leave(disk)
 
-    def _leave(self, control: Control, disk: Device) -> None:
+    def _stays(self, disk: Device, used: str) -> bool:
+        """Whether a disk that is used can be left to the driver; what becomes of it is said."""
+        assert disk.info is not None
+        what = f"/dev/ublkb{disk.id} is {used}"
+        if recovery_of(disk.info.flags) is Recovery.NONE:
+            why = "its recovery is none, so it ends all the same"
+            self._say(f"warning: {what}: {why}", WARNING)
+            return False
+        if is_going_down():
+            self._say(f"warning: {what}, and the system goes down: it ends", WARNING)
+            return False
+        self._say(f"{what}: it is left to the driver, and what is asked of it waits for the next "
+                  "start", INFO)  # fmt: skip
+        return True
+
+    def _leave(self, disk: Device) -> None:
         """The driver shall keep it, with the requests that come."""
-        self._notifier.extend(2 * QUIESCE_SECONDS)
         assert disk.info is not None
         disk.leave()
-        if Feature.QUIESCE not in disk.info.flags or not _quiesced(control, disk.id):
+        self._notifier.extend(2 * QUIESCE_SECONDS)
+        if Feature.QUIESCE not in disk.info.flags or not _quiesced(disk.control, disk.id):
             _vanish()
 
 
-def _stopped_or_used(control: Control, disk: Device) -> str:
-    """Stop the disk; or how it is used, if it is."""
+def _stopped_or_used(disk: Device) -> str:
+    """Stop the disk; or how it is used, if it is. Raises where that cannot be told.
+
+    By the Control that the disk has: there may be no memory or descriptor for another one.
+    """
     assert disk.info is not None
     if words := ending.claims(disk.id):
         return f"in use: {words}"
     try:
         if Feature.SAFE_STOP_DEV in disk.info.flags:
-            words = ending.try_stop(control, disk.id)
+            words = ending.try_stop(disk.control, disk.id)
         else:  # the driver itself cannot tell
             words = ending.openers(disk.id)
-    except CommandError:
-        return ""
+    except CommandError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return ""  # somebody else has stopped it
     return f"in use: {words}" if words else ""
 
 

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from ublkd import ending, holders
+from ublkd.errors import UblkdError
 
 FAR = 990000  # a number that no device of this machine has
 
@@ -46,3 +47,16 @@ def test_a_disk_that_is_held_is_reserved_by_those_who_hold_it(
     monkeypatch.setattr(holders, "of", lambda *_, **__: held)
     with ending.reserved(FAR) as words:
         assert words == "mounted on /mnt"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENXIO])
+def test_a_shortage_does_not_make_a_disk_free(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def short(*_: object) -> int:
+        raise OSError(number, "")
+
+    monkeypatch.setattr(os, "open", short)
+    if number == errno.ENXIO:  # there is no disk
+        assert not ending.claimed("/dev/ublkb3")
+        return
+    with pytest.raises(UblkdError, match="cannot see whether /dev/ublkb3 is in use"):
+        ending.claimed("/dev/ublkb3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -168,3 +169,20 @@ def test_no_text_of_a_file_is_a_traceback(text: str) -> None:
 def test_names_that_are_no_text_are_one_line_all_the_same(machine: Layout) -> None:
     machine.write("proc/1/mountinfo", MOUNT.format(place="/a\udcff\\012b", source="/dev/ublkb3"))
     assert is_one_line(machine.found().words())
+
+
+@pytest.mark.parametrize("call", ["os.listdir", "os.readlink", "pathlib.Path.read_bytes"])
+def test_that_there_was_no_descriptor_to_look_with_is_not_that_nobody_holds_it(
+    machine: Layout, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fails(number: int) -> None:
+        def short(*_: object) -> None:
+            raise OSError(number, "short")
+
+        monkeypatch.setattr(call, short)
+
+    fails(errno.EMFILE)
+    with pytest.raises(OSError, match="short"):
+        machine.found()
+    fails(errno.EACCES)
+    assert not machine.found()

@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info, remembering
+from tests.unit.helpers import is_one_line
 from ublkd import daemon, manage, service
 from ublkd.config import build
 from ublkd.control import CommandError
@@ -73,8 +74,8 @@ class Disk:
 
     id = 3
 
-    def __init__(self, log: Log, flags: Feature) -> None:
-        self.log, self.info = log, dev_info(3, flags=flags)
+    def __init__(self, control: FakeControl, flags: Feature) -> None:
+        self.control, self.log, self.info = control, control.log, dev_info(3, flags=flags)
 
     def leave(self) -> None:
         self.log.step("leave")
@@ -109,7 +110,7 @@ def ending(driver: Driver, said: list[str]) -> Ending:
 
     def end(flags: Feature = QUIESCABLE, *, keep: bool = True) -> list[str]:
         manner = Supervised(Notifier({}), lambda line, _: said.append(line), keep=keep)
-        manner.end(cast("Any", Disk(driver.log, flags)), said.append)
+        manner.end(cast("Any", Disk(driver, flags)), said.append)
         return list(driver.log)
 
     return end
@@ -164,6 +165,51 @@ def test_where_it_cannot_be_quiesced_the_daemon_ends_as_if_killed(
     assert ending() == ["leave", "quiesce", "vanish"]
 
 
+SHORT = UblkdError("cannot allocate memory")
+
+
+@pytest.mark.parametrize(
+    "asked", ["ublkd.service.Control", "ublkd.ending.claims", "ublkd.ending.try_stop"]
+)
+@pytest.mark.parametrize("error", [SHORT, OSError(errno.EMFILE, "too many"), MemoryError()])
+def test_a_disk_of_which_nobody_can_tell_whether_it_is_used_is_left_to_the_driver(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, said: list[str], asked: str,
+    error: Exception,
+) -> None:  # fmt: skip
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asked, fails)
+    if asked.endswith("Control"):  # the disk has one
+        assert ending() == ["try stop"]
+        return
+    assert ending() == ["leave", "quiesce"]
+    assert said[0].startswith("/dev/ublkb3 is perhaps in use (")
+    assert is_one_line(said[0])
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINTR, errno.EPERM, errno.EIO])
+def test_a_driver_that_does_not_answer_the_question_keeps_the_disk(
+    ending: Ending, driver: Driver, number: int
+) -> None:
+    driver.refusals = {"try stop": [number]}
+    assert ending() == ["try stop", "leave", "quiesce"]
+
+
+def test_a_disk_that_somebody_else_has_stopped_meanwhile_is_not_left(
+    ending: Ending, driver: Driver
+) -> None:
+    driver.refusals = {"try stop": [errno.ENODEV]}
+    assert ending() == ["try stop"]
+
+
+def test_one_of_which_nobody_can_tell_is_kept_by_an_end_as_if_killed_where_all_else_fails(
+    ending: Ending, driver: Driver
+) -> None:
+    driver.refusals = {"try stop": [errno.ENOMEM], "quiesce": [errno.ENOMEM]}
+    assert ending() == ["try stop", "leave", "quiesce", "vanish"]
+
+
 def test_a_request_that_does_not_end_is_not_waited_for_for_ever(
     ending: Ending, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +246,7 @@ def test_without_keep_it_ends_whoever_uses_it(
 def test_the_watchdog_is_fed_only_if_there_is_one(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = cast("Any", Disk(driver.log, KEPT))
+    disk = cast("Any", Disk(driver, KEPT))
     manner = Supervised(Notifier({}), lambda *_: None, keep=True)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     assert manner.pause(disk) == daemon.POLL_SECONDS

@@ -59,7 +59,7 @@ def end(driver: Driver, heard: Heard) -> Callable[..., None]:
 
     def end(flags: Feature = QUIESCABLE, *, keep: bool = True) -> None:
         manner = Supervised(heard, lambda *_: None, keep=keep)
-        manner.end(cast("Any", Disk(driver.log, flags)), lambda _: None)
+        manner.end(cast("Any", Disk(driver, flags)), lambda _: None)
 
     return end
 
@@ -85,10 +85,11 @@ def test_whatever_becomes_of_a_disk_its_daemon_has_the_time_that_the_end_may_tak
 def test_it_has_that_time_even_if_something_fails_on_the_way(
     end: Callable[..., None], heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: int) -> str:
+    def fail() -> bool:
         raise UblkdError("made to fail")
 
-    monkeypatch.setattr("ublkd.ending.claims", fail)
+    monkeypatch.setattr("ublkd.ending.claimed", lambda _: True)
+    monkeypatch.setattr(service, "is_going_down", fail)
     with pytest.raises(UblkdError):
         end()
     assert heard.last_extension == device.EXIT_SECONDS
