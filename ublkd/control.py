@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ublkd._core import ffi, lib
-from ublkd.errors import NotPossibleError, UblkdError, reason
+from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.target import Params
 from ublkd.uapi import SECTOR, Attr, Cmd, DevState, Feature, ParamType
 
@@ -56,6 +56,7 @@ class TimedOutError(UblkdError):
     """The driver did not answer in time; the command was taken back."""
 
 
+DMESG = "dmesg may say more"
 HELD = "something may hold the device in the kernel; see dmesg for blocked tasks"
 UNANSWERED = (
     "a request is not answered: end the daemon, whose pid 'ublkd show' tells, with SIGKILL, "
@@ -104,11 +105,15 @@ class Control:
             raise CommandError(cmd, -ret)
 
     def get_features(self) -> Feature:
-        """Everything this kernel's driver offers. NotPossibleError before Linux 6.5."""
+        """Everything this kernel's driver offers. NotPossibleError before Linux 6.5, CommandError
+        where a shortage keeps it from being told.
+        """
         bits = ffi.new("uint64_t *")
         try:
             self._command(Cmd.GET_FEATURES, buf=bits, length=8)
         except CommandError as error:
+            if error.errno in SHORTAGE:
+                raise
             raise NotPossibleError(
                 "this kernel's ublk driver is too old to name its features",
                 hint="ublkd needs Linux 6.5 or newer",
@@ -308,8 +313,12 @@ def refuse_fixed_size(offered: Feature) -> None:
         )
 
 
-def unavailable(number: int) -> NotPossibleError:
-    """Why the control node or its ring could not be opened."""
+def unavailable(number: int) -> UblkdError:
+    """Why the control node or its ring could not be opened: a NotPossibleError, unless it may be
+    otherwise in a moment.
+    """
+    if number in SHORTAGE:
+        return _short(number)
     if number == errno.ENOENT or not CONTROL_NODE.exists():
         return NotPossibleError(
             "there is no /dev/ublk-control: the ublk driver is not loaded",
@@ -318,19 +327,22 @@ def unavailable(number: int) -> NotPossibleError:
         )
     if number in (errno.EPERM, errno.ENOSYS, errno.EACCES):
         return _forbidden(number)
-    if number == errno.ENOMEM:
-        return NotPossibleError(
-            "no memory may be locked for io_uring",
-            hint="raise the limit: 'ulimit -l unlimited', or LimitMEMLOCK=infinity in the unit",
-        )
     if number in (errno.ENXIO, errno.ENODEV):
         return NotPossibleError(
             "/dev/ublk-control is there but no driver stands behind it",
             hint="run 'modprobe ublk_drv'",
         )
-    return NotPossibleError(
-        f"cannot use /dev/ublk-control: {reason(number)}", hint="dmesg may say more"
-    )
+    kind = NotPossibleError if number in (errno.EINVAL, errno.EOPNOTSUPP) else UblkdError
+    return kind(f"cannot use /dev/ublk-control: {reason(number)}", hint=DMESG)
+
+
+def _short(number: int) -> UblkdError:
+    if number == errno.ENOMEM:
+        return UblkdError(
+            "no memory may be locked for io_uring",
+            hint="raise the limit: 'ulimit -l unlimited', or LimitMEMLOCK=infinity in the unit",
+        )
+    return UblkdError(f"cannot use /dev/ublk-control: {reason(number)}", hint=DMESG)
 
 
 def _forbidden(number: int) -> NotPossibleError:

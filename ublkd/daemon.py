@@ -118,7 +118,7 @@ def serve(
             features = negotiate(
                 offered,
                 config.lease,
-                groups=groups(),
+                groups=groups(config.lease),
                 partscan=config.partscan,
                 in_memory=target.params.in_memory,
                 recovery=config.recovery,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ublkd._core import lib
-from ublkd.errors import NotPossibleError
+from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.uapi import Feature
 
 
@@ -106,9 +106,18 @@ def names(flags: Feature) -> list[str]:
     return known + [f"bit {bit}" for bit in range(64) if rest >> bit & 1]
 
 
-def groups() -> bool:
-    """Whether this kernel carries the SQE-group series: a probe without side effects."""
-    return bool(lib.lease_probe_group() == 1)
+def groups(wanted: Lease | None = None) -> bool:
+    """Whether this kernel carries the SQE-group series: a probe without side effects.
+
+    Raises UblkdError where a shortage keeps that from being seen and ``wanted`` insists on it.
+    """
+    answer = int(lib.lease_probe_group())
+    if wanted is Lease.GROUP and -answer in SHORTAGE:
+        raise UblkdError(
+            f"cannot see whether lease {wanted.value} is possible: {reason(answer)}",
+            hint="try again",
+        )
+    return answer == 1
 
 
 def ring_error() -> int:

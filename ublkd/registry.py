@@ -42,8 +42,10 @@ def load(name: str) -> type[Target]:
     """
     point = _only(GROUP, name)
     if point is None:
-        known = ", ".join(names()) or "none (is ublkd installed properly?)"
-        raise UsageError(f"unknown target {quoted(name)}", hint=f"targets on this machine: {known}")
+        what = f"unknown target {quoted(name)}"
+        if not names():  # so it is as well where a shortage keeps a folder from being listed
+            raise UblkdError(what, hint="no target is known: is ublkd installed properly?")
+        raise UsageError(what, hint=f"targets on this machine: {', '.join(names())}")
     return _checked(point)
 
 

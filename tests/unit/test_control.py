@@ -74,8 +74,9 @@ def test_attributes_are_told_as_they_are_and_fua_only_with_a_cache(params: Param
     assert (Attr.FUA in attrs) == (params.fua and params.volatile_cache)
 
 
-NUMBERS = [errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOMEM, errno.ENXIO,
-           errno.ENODEV, errno.EMFILE, errno.EIO, errno.EBUSY]  # fmt: skip
+NUMBERS = [errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENXIO, errno.ENODEV,
+           errno.EINVAL]  # fmt: skip
+SHORT = [errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR]
 
 
 @pytest.fixture
@@ -105,6 +106,25 @@ def test_an_unusable_driver_is_explained(
         assert "modprobe ublk_drv" in error.hint
     elif number == errno.EACCES:
         assert ("sudo" in error.hint) == (euid != 0)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("number", SHORT)
+def test_a_shortage_is_no_reason_never_to_try_again(node: Path, number: int, there: bool) -> None:
+    """A unit with status 3 is not started again, and its disk would wait for ever."""
+    if not there:
+        node.unlink()
+    error = unavailable(number)
+    assert error.exit_code == 1
+    assert is_one_line(error.message)
+    assert is_one_line(error.hint)
+    assert error.hint
+    assert ("ulimit -l" in error.hint) == (number == errno.ENOMEM)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY])
+def test_what_is_not_known_to_stay_so_is_tried_again(node: Path, number: int) -> None:
+    assert unavailable(number).exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -211,6 +231,13 @@ def test_features_are_all_64_bits_or_the_kernel_is_too_old(answered: Any) -> Non
     with pytest.raises(NotPossibleError, match="too old") as caught:
         answered(lambda *_: -errno.EOPNOTSUPP).get_features()
     assert "6.5" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", SHORT)
+def test_a_shortage_does_not_make_the_kernel_too_old(answered: Any, number: int) -> None:
+    with pytest.raises(CommandError) as caught:
+        answered(lambda *_: -number).get_features()
+    assert caught.value.exit_code == 1
 
 
 def test_add_dev_asks_with_our_values_and_believes_the_answer(answered: Any) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ublkd.errors import NotPossibleError
+from ublkd import features
+from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import (
     LADDER,
     REQUIRED,
@@ -13,6 +17,7 @@ from ublkd.features import (
     Recovery,
     Rung,
     granted,
+    groups,
     lease_of,
     names,
     negotiate,
@@ -229,3 +234,15 @@ def test_a_devices_lease_is_known_by_its_flags_and_what_is_remembered(rung: Rung
 
 def test_flags_of_no_lease_are_none() -> None:
     assert lease_of(REQUIRED | Feature.AUTO_BUF_REG, "auto") is None
+
+
+def test_a_probe_that_fails_for_a_shortage_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"lease_probe_group": lambda: -errno.ENOMEM}
+    monkeypatch.setattr(features, "lib", SimpleNamespace(**answers))
+    with pytest.raises(UblkdError, match="lease group is possible: cannot allocate") as caught:
+        groups(Lease.GROUP)
+    assert caught.value.exit_code == 1
+    assert not groups()
+    answers["lease_probe_group"] = lambda: -errno.EPERM
+    monkeypatch.setattr(features, "lib", SimpleNamespace(**answers))
+    assert not groups(Lease.GROUP)

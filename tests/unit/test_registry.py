@@ -67,9 +67,11 @@ def test_an_unknown_target_is_refused_and_the_known_are_listed(name: str) -> Non
 def test_where_no_target_is_registered_the_installation_is_doubted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Not who names one: importlib takes a folder that it cannot list for an empty one."""
     monkeypatch.setattr(registry, "points", lambda _: EntryPoints([]))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UblkdError) as caught:
         registry.load("loop")
+    assert caught.value.exit_code == 1
     assert "installed" in caught.value.hint
 
 
