@@ -112,7 +112,7 @@ core-asan: $(VENV)/installed.stamp ## the same under ASan and UBSan
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1 \
 	$(BIN)/python -m pytest -q -n auto tests/core
 
-soak: $(VENV)/installed.stamp soak-faults soak-lives soak-memory ## [KERNEL=7.2]: all long forms but soak-nbd; hours
+soak: $(VENV)/installed.stamp soak-faults soak-lives soak-memory ## [KERNEL=7.2]: the next three, all long forms but soak-nbd and soak-systemd; hours
 
 THOROUGHLY = THOROUGH=1 pytest -p no:cacheprovider -q -s
 
