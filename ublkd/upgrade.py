@@ -44,6 +44,7 @@ def upgrade(found: Found) -> int:
     ):
         os.close(go_read)
         opening = daemon.opening_seconds(found.state.options if found.state else {})
+        serves = False
         try:
             successor.hear(opening)  # it could serve
             with _uninterrupted():
@@ -58,8 +59,10 @@ def upgrade(found: Found) -> int:
                 else:
                     go.write(GO)
                     _await(found, lambda: successor.hear(opening), f"ublkd recover {dev_id}")
+                serves = True  # an interrupt that has waited so long comes only now
         except BaseException:
-            successor.kill()
+            if not serves:
+                successor.kill()
             raise
     return _since(began)
 

@@ -122,6 +122,33 @@ def test_a_device_that_others_have_deleted_or_serve_does_not_wait(tmp_path: Path
     assert told["did"] == ["look", "quiesce"]
 
 
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_between_the_two_daemons_does_not_end_the_one_that_serves_by_then(
+    tmp_path: Path, signal: str
+) -> None:
+    script = f"""
+import signal
+def interrupted(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.{signal}, interrupted)  # a job in the background may ignore it
+ending.quiesce = lambda *_: os.kill(os.getpid(), signal.{signal})
+
+def serve_again(dev_id, cookie, ready, log):
+    ready(daemon.Ready(id=dev_id))
+    time.sleep(1)  # it serves
+    did("still there")
+daemon.serve_again = serve_again
+try:
+    upgrade.upgrade(found)
+except KeyboardInterrupt:
+    did("interrupted")
+os.wait()
+upgrade.upgrade = lambda _: 0
+"""
+    told = upgraded(tmp_path, script)
+    assert told["did"] == ["look", "interrupted", "still there"]
+
+
 OF_UNIT = """
 from ublkd import units
 upgrade.unit_of = lambda pid: f"ublkd@of-{pid}.service"
