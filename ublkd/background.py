@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from ublkd import aside
+from ublkd.aside import LAST_SECONDS
 from ublkd.errors import BY_EXIT_CODE, UblkdError, internal, printable, trace_of
 
 HEAR_SECONDS = 120
@@ -77,6 +79,7 @@ class Child:
             raw += part
         said: dict[str, Any] = json.loads(raw)
         if "error" in said:
+            self._ends_within(2 * LAST_SECONDS)  # its last words are for the log
             raise BY_EXIT_CODE.get(said["exit_code"], UblkdError)(said["error"], hint=said["hint"])
         return said
 
@@ -89,24 +92,28 @@ class Child:
         self._end_by((signal.SIGKILL, 10.0))
 
     def _end_by(self, *steps: tuple[signal.Signals, float]) -> None:
-        try:
-            if os.waitpid(self.pid, os.WNOHANG)[0]:
-                return
-        except ChildProcessError:  # reaped already: the number may be somebody else's by now
+        if self._ends_within(0):
             return
         for number, seconds in steps:
             try:
                 os.kill(self.pid, number)
             except ProcessLookupError:
                 return
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                try:
-                    if os.waitpid(self.pid, os.WNOHANG)[0]:
-                        return
-                except ChildProcessError:
-                    return
-                time.sleep(0.02)
+            if self._ends_within(seconds):
+                return
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Whether it has ended by then."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                if os.waitpid(self.pid, os.WNOHANG)[0]:
+                    return True
+            except ChildProcessError:  # reaped already: the number may be somebody else's by now
+                return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
 
 
 def _how_it_died(pid: int) -> str:
@@ -161,9 +168,13 @@ def _report(task: Task, write_end: int, messages: int) -> int:
         task(tell, lambda line: syslog.syslog(syslog.LOG_INFO, printable(line)))
     except Exception as error:
         known = error if isinstance(error, UblkdError) else internal(error)
-        for line in [*trace_of(known), known.message]:
-            syslog.syslog(syslog.LOG_ERR, printable(line))
         with contextlib.suppress(OSError):  # nobody listens any more
             tell({"error": known.message, "hint": known.hint, "exit_code": known.exit_code})
+        aside.within(LAST_SECONDS, lambda: _last_words(known))
         return known.exit_code
     return 0
+
+
+def _last_words(error: UblkdError) -> None:
+    for line in [*trace_of(error), error.message]:
+        syslog.syslog(syslog.LOG_ERR, printable(line))

@@ -128,11 +128,11 @@ def serve(
         except BaseException:
             target.close()
             raise
-        with logged(log), _signals() as signalled, device as disk:
+        with logged(log) as say, _signals() as signalled, device as disk:
             ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
-            log(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
+            say(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}, recovery {features.recovery.value}")  # fmt: skip
-            _until_the_end(disk, signalled, log, manner, {})
+            _until_the_end(disk, signalled, say, manner, {})
 
 
 def serve_again(
@@ -153,15 +153,18 @@ def serve_again(
 
     states = StateDir()
     with Control() as control:
-        memory.guard(log)
+        short: list[str] = []  # the disk is there, and a log on it would wait for this process
+        memory.guard(short.append)
         taken = recovery.take(control, states, dev_id, cookie)
         device = recovery.device(control, states, taken)
         entered = recovery.entered(control, states, device, taken)
-        with logged(log), _signals() as signalled, entered as disk:
+        with logged(log) as say, _signals() as signalled, entered as disk:
+            for line in short:
+                say(line)
             with contextlib.suppress(OSError):  # it is served, whether anybody hears of it or not
                 ready(Ready(id=disk.id))
-            log(f"/dev/ublkb{disk.id} is served again")
-            _until_the_end(disk, signalled, log, manner, live or {})
+            say(f"/dev/ublkb{disk.id} is served again")
+            _until_the_end(disk, signalled, say, manner, live or {})
 
 
 def _until_the_end(
@@ -191,8 +194,8 @@ def _until_the_end(
     with contextlib.closing(follower):
         _wait(disk, signalled, asked, pause)
     if failure := disk.failure:
-        dump.write()
         disk.leave()
+        dump.write()
         raise UblkdError(f"/dev/ublkb{disk.id} failed: {failure}", hint="see 'ublkd list'")
     if disk.stopped_by_others:
         disk.leave()

@@ -1,4 +1,4 @@
-"""What modules say with ``logging`` goes to the daemon's log, and nobody waits for that."""
+"""The log of a daemon, and what modules say with ``logging``: nobody waits for it to be written."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 
-WAITING = 1000
-"""Lines that may wait for a slow log; more are lost."""
+from ublkd.aside import LAST_SECONDS
+
+WAITING = 2000
+"""Lines that may wait for a slow log, the last requests (recorder.py) among them; more are lost."""
 BURST, SECONDS = 200, 10.0
-"""So many lines in so many seconds are written; more are lost."""
+"""Of modules so many lines in so many seconds are written; more are lost."""
+OURS = "ublkd_own"
+"""What a record of the daemon itself has."""
 
 Log = Callable[[str], None]
 
 
 class NeverWaiting(logging.handlers.QueueHandler):
-    """A queue's thread must not wait for a log, which may be on its own disk."""
+    """Who serves must not wait for a log, which may be on its own disk."""
 
     lost = 0  # under the lock that every handler has
+
+    def say(self, line: str) -> None:
+        """A line of the daemon itself."""
+        self.handle(_own(line))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """The line is lost: too many wait already."""
@@ -36,7 +44,12 @@ class ToOurLog(logging.Handler):
         self._until, self._left, self._lost = 0.0, 0, 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, unless there were too many of late."""
+        """Write a line; one of a module, unless there were too many of late."""
+        if hasattr(record, OURS):
+            self.tell_lost()
+            if record.msg:
+                self._write(record.msg)
+            return
         if time.monotonic() >= self._until:
             self._until, self._left = time.monotonic() + SECONDS, BURST
         if self._left:
@@ -59,19 +72,35 @@ class ToOurLog(logging.Handler):
             self._log(line)
 
 
+def _own(line: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": line, "levelno": logging.INFO, OURS: True})
+
+
 @contextlib.contextmanager
-def logged(log: Log) -> Iterator[None]:
-    """What modules say with ``logging``, targets in Python among them, goes to our log."""
+def logged(log: Log) -> Iterator[Log]:
+    """The log as one that nobody waits for, which gets what modules say with ``logging`` as well,
+    targets in Python among them.
+
+    At the end it is waited for what is still to be written, for a short time.
+    """
     lines: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
     root, waiting = logging.getLogger(), NeverWaiting(lines)
-    ours = ToOurLog(log, waiting)
-    listener = logging.handlers.QueueListener(lines, ours)
+    listener = logging.handlers.QueueListener(lines, ToOurLog(log, waiting))
     listener.start()
     root.addHandler(waiting)
     try:
-        yield
+        yield waiting.say
     finally:
         root.removeHandler(waiting)
-        lines.join()  # or stop() might find no room for its own end
-        listener.stop()
-        ours.tell_lost()
+        if _written(lines, LAST_SECONDS):
+            listener.stop()  # else its thread goes with the process
+
+
+def _written(lines: queue.Queue[logging.LogRecord], seconds: float) -> bool:
+    """Wait until all is written, how many were lost as well; whether that was in time."""
+    until = time.monotonic() + seconds
+    with contextlib.suppress(queue.Full):
+        lines.put(_own(""), timeout=seconds)
+    with lines.all_tasks_done:
+        left = max(0.0, until - time.monotonic())
+        return lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, left)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from ublkd import (
+    aside,
     daemon,
     differences,
     ending,
@@ -22,6 +23,7 @@ from ublkd import (
     notify,
     systemd,
 )
+from ublkd.aside import LAST_SECONDS
 from ublkd.background import Log
 from ublkd.control import SLOW_SECONDS, CommandError, Control
 from ublkd.daemon import POLL_SECONDS, Manner, Ready
@@ -41,8 +43,11 @@ from ublkd.watchdog import Watchdog
 QUIESCE_SECONDS = 30
 DECIDE_SECONDS = (
     SLOW_SECONDS + ending.PASSING_SECONDS + 2 * holders.SECONDS + systemd.ASK_SECONDS
+    + LAST_SECONDS
 )  # fmt: skip
-"""How long it may take to see whether a disk is in use, and to stop it if it is not."""
+"""How long it may take to see whether a disk is in use, and to stop it if it is not; or to say what
+becomes of it.
+"""
 START_SECONDS = 90
 """How long all of a start may take but opening what stands behind the disk, as the unit has it."""
 DEAD_SECONDS = 30
@@ -171,12 +176,16 @@ def run(file: DeviceFile, say: Say, notifier: Notifier, *, keep: bool) -> None:
     """
     states = StateDir()
     notifier.status(f"opens what stands behind {file.name}")
+
+    def briefly(line: str, level: int) -> None:  # the log may be on the disk, and wait for us
+        aside.within(LAST_SECONDS, lambda: say(line, level))
+
     with Control() as control:
         states.prepare()
         ending.sweep(control, states)
         kept = _kept(control, states, file)
-        live = _live(control, kept, file, say) if kept else {}
-    manner = Supervised(notifier, say, keep=keep)
+        live = _live(control, kept, file, briefly) if kept else {}
+    manner = Supervised(notifier, briefly, keep=keep)
 
     def log(line: str) -> None:
         say(line, INFO)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import threading
+
+from ublkd import aside
 
 BLKFLSBUF = 0x1261  # <linux/fs.h>
 SECONDS = 20
@@ -17,9 +18,7 @@ SECONDS = 20
 
 def write_back(node: str, seconds: float = SECONDS) -> None:
     """As much as can be written in that time; what cannot is lost, as with any disk that goes."""
-    thread = threading.Thread(target=_flush, args=(node,), daemon=True)
-    thread.start()
-    thread.join(seconds)
+    aside.within(seconds, lambda: _flush(node))
 
 
 def _flush(node: str) -> None:

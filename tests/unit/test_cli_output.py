@@ -291,3 +291,55 @@ def test_a_shell_gets_its_completion_and_no_complaint(shell: str, word: str) -> 
     ran = faked(env={"_UBLKD_COMPLETE": f"{shell}_complete", **words})
     assert "quiesce" in ran.stdout
     assert ran.stderr == ""
+
+
+STANDS_STILL = """
+import fcntl, os, sys
+from ublkd.cli.output import served
+from ublkd.errors import NotPossibleError
+read_end, write_end = os.pipe()
+os.set_blocking(write_end, False)
+try:
+    while True:
+        os.write(write_end, b"x" * 4096)
+except BlockingIOError:
+    pass
+os.set_blocking(write_end, True)
+os.dup2(write_end, 2)
+def serve():
+    if len(sys.argv) > 1:
+        raise NotPossibleError("it failed")
+    import threading, time
+    words = {"args": ("a line",), "kwargs": {"file": sys.stderr}}
+    threading.Thread(target=print, daemon=True, **words).start()
+    time.sleep(0.2)
+sys.exit(served(serve))
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(["fails"], 3), ([], 0)])
+def test_who_serves_ends_though_its_log_stands_still(words: list[str], code: int) -> None:
+    ran = python("-c", STANDS_STILL, *words)
+    assert (ran.returncode, ran.stdout) == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        ("NotPossibleError('no', hint='none')", 3, "ublkd: no\nhint: none\n"),
+        ("OSError(24, 'too many')", 1, "ublkd: the system refused: [Errno 24] too many\n"),
+        ("KeyError('x')", 1, "ublkd: internal error: KeyError: 'x'\nhint: this is a defect"),
+    ],
+)
+def test_who_serves_and_fails_says_why(raised: str, code: int, words: str) -> None:
+    script = f"""
+import sys
+from ublkd.cli.output import served
+from ublkd.errors import NotPossibleError
+def serve():
+    raise {raised}
+sys.exit(served(serve))
+"""
+    ran = python("-c", script)
+    assert ran.returncode == code
+    assert ran.stderr.startswith(words)

@@ -15,7 +15,7 @@ from tests.unit.helpers import ROOT
 # needs a place here, and that is a decision.
 LAYERS = [
     {"_core", "errors"},
-    {"uapi", "process", "udev", "access", "holders"},
+    {"uapi", "process", "udev", "access", "holders", "aside"},
     {"target"},
     {"plugin"},
     {

@@ -77,3 +77,49 @@ def test_a_log_that_cannot_be_written_ends_nothing() -> None:
 
     with logged(full):
         SAID.error("nobody hears this")
+
+
+def test_a_log_that_never_goes_on_is_waited_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "LAST_SECONDS", 0.2)
+    go_on = threading.Event()
+
+    def waits(_: str) -> None:
+        go_on.wait(50)
+
+    before = time.monotonic()
+    with logged(waits) as say:
+        for _ in range(WAITING + 50):
+            say("a line")
+    assert 0.2 <= time.monotonic() - before < 20
+    go_on.set()
+
+
+def test_lines_of_the_daemon_itself_are_no_flood() -> None:
+    lines: list[str] = []
+    with logged(lines.append) as say:
+        for number in range(2 * BURST):
+            SAID.warning("theirs")
+            say(f"ours, {number} %s")
+        say("the last word")
+    assert lines.count("theirs") == BURST
+    assert [line for line in lines if line.startswith("ours")][-1] == f"ours, {2 * BURST - 1} %s"
+    assert lines[-1] == "the last word"
+
+
+def test_lines_of_the_daemon_that_find_no_room_are_counted() -> None:
+    go_on, stands = threading.Event(), threading.Event()
+    lines: list[str] = []
+
+    def slow(line: str) -> None:
+        stands.set()
+        assert go_on.wait(50)
+        lines.append(line)
+
+    with logged(slow) as say:
+        say("first")
+        assert stands.wait(50)
+        for _ in range(WAITING + 7):
+            say("more")
+        go_on.set()
+    assert lines[1] == "7 lines before this one were lost: there were too many"
+    assert lines.count("more") == WAITING

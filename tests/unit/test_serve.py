@@ -264,7 +264,7 @@ def test_a_queue_that_fails_is_an_error_with_its_reason(
 
     with pytest.raises(UblkdError, match="/dev/ublkb3 failed: queue 0: input/output"):
         bench.serve(fail)
-    assert list(bench.log) == ["up", "dump", "leave", "down"]
+    assert list(bench.log) == ["up", "leave", "dump", "down"]
 
 
 def test_a_device_that_does_not_come_to_be_is_not_gone_on_with(bench: Bench) -> None:

@@ -13,7 +13,7 @@ import click
 
 from ublkd.cli import add, change, complete, files, life, look, service, stats, verbs  # noqa: F401 - they join the group
 from ublkd.cli.common import cli
-from ublkd.cli.output import complain, silence, unheard
+from ublkd.cli.output import complain, known, silence, unheard
 from ublkd.errors import UblkdError, UsageError, internal, valid_text
 
 OUTPUT_LOST = (errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE)
@@ -65,7 +65,7 @@ def _guarded(run: Callable[[], Any]) -> int:
     except OSError as error:
         lost = unheard()
         output = error.filename is None and error.errno in OUTPUT_LOST
-        complain(lost if output else UblkdError(f"the system refused: {error}"))
+        complain(lost if output else known(error))
         return 1
     except Exception as error:  # the last resort
         complain(internal(error))

@@ -11,10 +11,12 @@ import click
 
 from ublkd.cli import complete
 from ublkd.cli.common import HELP, Command, cli, click_option, driver, json_option
-from ublkd.cli.output import emit, emit_json, warn
+from ublkd.cli.output import emit, emit_json, served, warn
 from ublkd.errors import UblkdError
 
 if TYPE_CHECKING:
+    from ublkd.config import DeviceConfig
+    from ublkd.daemon import Ready
     from ublkd.target import Option
 
 
@@ -95,7 +97,7 @@ def _named(
 @click.option("--foreground", is_flag=True, help="Do not go to the background.")
 @json_option
 @click.pass_context
-def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) -> None:
+def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) -> int:
     """Make a device and serve it.
 
     Prints its node once that can be opened; the daemon then works in the background.
@@ -119,22 +121,27 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
             emit(ready.node)
 
     if foreground:
-        from ublkd.state import new_cookie
-
-        with daemon.awaiting(wanted) as awaited:
-            daemon.serve(
-                wanted,
-                new_cookie(),
-                lambda ready: announce(awaited(ready)),
-                lambda line: click.echo(f"ublkd: {line}", err=True),
-            )
-        return
+        return served(lambda: _serve(wanted, announce))
     ready = daemon.start(wanted)
     try:
         announce(ready)
     except UblkdError:
         _take_back(ready.id)
         raise
+    return 0
+
+
+def _serve(wanted: DeviceConfig, announce: Callable[[Ready], None]) -> None:
+    from ublkd import daemon
+    from ublkd.state import new_cookie
+
+    with daemon.awaiting(wanted) as awaited:
+        daemon.serve(
+            wanted,
+            new_cookie(),
+            lambda ready: announce(awaited(ready)),
+            lambda line: click.echo(f"ublkd: {line}", err=True),
+        )
 
 
 def _age_ms() -> int:

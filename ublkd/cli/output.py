@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
-from ublkd.errors import UblkdError, printable, trace_of, valid_text
+from ublkd import aside
+from ublkd.errors import UblkdError, internal, printable, trace_of, valid_text
 from ublkd.notify import ERROR, WARNING, levelled
 
 
@@ -97,3 +98,37 @@ def complain(error: UblkdError) -> None:
             click.echo(levelled(printable(line), ERROR), err=True)
     except OSError:  # nobody reads it: the exit code still tells
         silence(2)
+
+
+def known(error: Exception) -> UblkdError:
+    """What was raised, as a line and a hint."""
+    if isinstance(error, UblkdError):
+        return error
+    return (
+        UblkdError(f"the system refused: {error}")
+        if isinstance(error, OSError)
+        else internal(error)
+    )
+
+
+def served(serve: Callable[[], None]) -> int:
+    """Serve a disk in this process; its exit code, and what went wrong is said.
+
+    A log that stands still may be on this very disk, and the disk wait for the process to end: it
+    does so without a word then.
+    """
+
+    def last_words() -> None:
+        if failure:
+            complain(failure)
+        sys.stderr.flush()  # waits as well where a line is being written
+
+    failure: UblkdError | None = None
+    try:
+        serve()
+    except Exception as error:
+        failure = known(error)
+    code = failure.exit_code if failure else 0
+    if not aside.within(aside.LAST_SECONDS, last_words):
+        os._exit(code)
+    return code

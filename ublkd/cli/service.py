@@ -9,7 +9,7 @@ import click
 from ublkd.cli import complete
 from ublkd.cli.common import HELP, cli
 from ublkd.cli.files import at_rest, config_option
-from ublkd.cli.output import warn
+from ublkd.cli.output import served, warn
 from ublkd.errors import UsageError, printable
 
 MAX_WAIT = 3600
@@ -38,7 +38,7 @@ def _seconds(text: str) -> float:
     "--keep", is_flag=True,
     help="When told to end, leave a disk that is in use to the driver; so it is under systemd.",
 )  # fmt: skip
-def run(name: str, folder: str, keep: bool) -> None:
+def run(name: str, folder: str, keep: bool) -> int:
     """Serve the device of the file NAME.toml, in the foreground.
 
     If the driver has kept the device of an earlier run, that is taken over.
@@ -52,7 +52,8 @@ def run(name: str, folder: str, keep: bool) -> None:
 
     file = devicefiles.read(at_rest(folder), _named(name))
     notifier = Notifier()
-    service.run(file, say, notifier, keep=keep or notifier.wanted)
+    keep = keep or notifier.wanted
+    return served(lambda: service.run(file, say, notifier, keep=keep))
 
 
 @cli.command(context_settings=HELP)
