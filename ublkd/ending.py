@@ -224,14 +224,12 @@ def refuse_unquiescable(device: Found) -> None:
 
 def quiesce(control: Control, states: StateDir, found: Found) -> None:
     """End the daemon and have the driver keep the device: requests wait for the next one."""
-    device = again(control, states, found)
-    if device is None:
-        raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+    device = _there(again(control, states, found), found)
     refuse_unquiescable(device)
     until = time.monotonic() + QUIESCE_SECONDS
     with _watch(device.pid) as daemon:
         while device.info.state not in UNSERVED:
-            _have_taken_back(control, device)
+            _have_taken_back(control, states, device)
             if daemon is None or select.select([daemon], [], [], 0.1)[0]:
                 time.sleep(0.005)  # the driver hears of the end a moment after it
             if time.monotonic() > until:
@@ -241,19 +239,33 @@ def quiesce(control: Control, states: StateDir, found: Found) -> None:
                     hint=f"wait for it and quiesce again, or end process {device.pid} with "
                     f"SIGKILL, and then 'ublkd recover {device.info.id}'",
                 )
-            device = again(control, states, device)
-            if device is None:
-                raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+            device = _there(again(control, states, device), found)
+            refuse_unquiescable(device)
         _wait_gone(daemon, found)  # it lets go of the backing after the device
 
 
-def _have_taken_back(control: Control, device: Found) -> None:
-    """The commands of idle tags: a queue that has none is not told, and asked again."""
-    try:
-        control.quiesce_dev(device.info.id, 1)
-    except CommandError as error:
-        if error.errno not in (errno.EBUSY, errno.ENODEV):
-            raise
+def _there(device: Found | None, found: Found) -> Found:
+    if device is None:
+        raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+    return device
+
+
+def _have_taken_back(control: Control, states: StateDir, device: Found) -> None:
+    """The commands of idle tags: a queue that has none is not told, and asked again.
+
+    As long as the lock is held nobody of ours takes the device over. The driver (seen in 7.2) takes
+    commands back also of a device that is not live any more, and so those that its next daemon has
+    just sent: the disk would come up with nobody to hear of its requests.
+    """
+    with states.lock():
+        now = again(control, states, device)
+        if now is None or now.info.state is not DevState.LIVE:
+            return
+        try:
+            control.quiesce_dev(now.info.id, 1)
+        except CommandError as error:
+            if error.errno not in (errno.EBUSY, errno.ENODEV):
+                raise
 
 
 def delete(control: Control, states: StateDir, found: Found, *, force: bool = False) -> str:

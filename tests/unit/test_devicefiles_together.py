@@ -109,9 +109,3 @@ def test_an_export_may_be_read_by_several_devices_if_none_writes(
     nbd(tmp_path, "a", "nbd://h/x", "read-only = true")
     nbd(tmp_path, "b", "nbd://h/x", other)
     assert problems(tmp_path).keys() == (set() if "true" in other else {"a", "b"})
-
-
-def test_an_export_behind_a_target_over_nbd_is_the_same(tmp_path: Path) -> None:
-    nbd(tmp_path, "a", "nbd://h/x")
-    put(tmp_path, 'target = "faulty"\nover = "nbd"\nuri = "nbd://h/x"\n', "b")
-    assert problems(tmp_path).keys() == {"a", "b"}

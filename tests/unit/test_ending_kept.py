@@ -75,6 +75,48 @@ def test_commands_are_taken_back_until_the_driver_has_them_all(
     assert list(driver.log) == ["quiesce"] * tries
 
 
+def test_nothing_is_taken_back_from_the_next_daemon(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have begun to recover a device that was live when it was looked at before: that waits
+    for the lock, and what is quiesced by then is let alone.
+    """
+    looked = manage.again
+
+    def again(control: Control, where: StateDir, device: Found) -> Found | None:
+        now = looked(control, where, device)
+        driver.known[3] = replace(LIVE, state=DevState.QUIESCED)
+        return now
+
+    monkeypatch.setattr(ending, "again", again)
+    quiesce(driver, states)
+    assert not driver.log
+
+
+def test_while_commands_are_taken_back_nobody_takes_the_device_over(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quiesce_dev(*_: object) -> None:
+        with pytest.raises(UblkdError, match="another ublkd"), states.lock(0):
+            pytest.fail("it was not held")
+        driver.known[3] = replace(LIVE, state=DevState.QUIESCED)
+
+    monkeypatch.setattr(driver, "quiesce_dev", quiesce_dev)
+    quiesce(driver, states)
+
+
+@pytest.mark.parametrize("end", [{"state": DevState.DEAD}, None])
+def test_a_disk_that_ends_meanwhile_is_not_waited_for(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, end: dict[str, Any] | None
+) -> None:
+    def quiesce_dev(*_: object) -> None:
+        driver.known = {3: replace(LIVE, **end)} if end else {}
+
+    monkeypatch.setattr(driver, "quiesce_dev", quiesce_dev)
+    with pytest.raises(UblkdError, match="is dead" if end else "is gone"):
+        quiesce(driver, states)
+
+
 def test_a_request_that_does_not_end_is_told_of(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
