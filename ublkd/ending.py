@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ublkd import aside, holders, manage, writeback
-from ublkd.control import CommandError, Control
+from ublkd.control import HELD, CommandError, Control
 from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import UNSERVED, Found, again, refuse_foreign
@@ -233,15 +233,22 @@ def quiesce(control: Control, states: StateDir, found: Found) -> None:
             if daemon is None or select.select([daemon], [], [], 0.1)[0]:
                 time.sleep(0.005)  # the driver hears of the end a moment after it
             if time.monotonic() > until:
-                raise UblkdError(
-                    f"{device.called} is not quiesced: a request is still under way after "
-                    f"{QUIESCE_SECONDS} seconds; those that came later wait",
-                    hint=f"wait for it and quiesce again, or end process {device.pid} with "
-                    f"SIGKILL, and then 'ublkd recover {device.info.id}'",
-                )
+                raise _unquiesced(device)
             device = _there(again(control, states, device), found)
             refuse_unquiescable(device)
         _wait_gone(daemon, found)  # it lets go of the backing after the device
+
+
+def _unquiesced(device: Found) -> UblkdError:
+    what = f"{device.called} is not quiesced after {QUIESCE_SECONDS} seconds"
+    if not device.served:
+        state = device.info.state.name.lower()
+        return UblkdError(f"{what}: it is {state}, and its daemon is gone", hint=HELD)
+    return UblkdError(
+        f"{what}: a request is still under way, and those that came later wait",
+        hint=f"wait for it and quiesce again, or end process {device.pid} with SIGKILL, and then "
+        f"'ublkd recover {device.info.id}'",
+    )
 
 
 def _there(device: Found | None, found: Found) -> Found:

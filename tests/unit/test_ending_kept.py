@@ -117,14 +117,24 @@ def test_a_disk_that_ends_meanwhile_is_not_waited_for(
         quiesce(driver, states)
 
 
-def test_a_request_that_does_not_end_is_told_of(
-    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("served", "words", "hint"),
+    [
+        (True, "a request is still under way", "ublkd recover 3"),
+        (False, "it is live, and its daemon is gone", "dmesg"),
+    ],
+)
+def test_what_does_not_end_is_told_of(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch,
+    served: bool, words: str, hint: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(ending, "QUIESCE_SECONDS", 0)
+    monkeypatch.setattr(manage, "serves", lambda _: served)
     driver.tries = 1 << 30
-    with pytest.raises(UblkdError, match="a request is still under way") as caught:
+    driver.known[3] = replace(LIVE, pid=NOBODY)
+    with pytest.raises(UblkdError, match=words) as caught:
         quiesce(driver, states)
-    assert "ublkd recover 3" in caught.value.hint
+    assert hint in caught.value.hint
     assert is_one_line(caught.value.message)
 
 
