@@ -43,6 +43,7 @@ def threads() -> list[str]:
     return [name for name in names if not name.startswith("iou-wrk")]
 
 
+@pytest.mark.one_kernel
 @pytest.mark.deadline(600)
 def test_a_hundred_rounds_leave_nothing_behind_and_grow_nothing(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", 4 * MIB)
@@ -66,6 +67,7 @@ def test_a_hundred_rounds_leave_nothing_behind_and_grow_nothing(scratch: Path) -
     nothing_left()
 
 
+@pytest.mark.one_kernel
 @pytest.mark.usefixtures("commands")
 def test_a_daemon_of_one_queue_is_small(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", 64 * MIB)

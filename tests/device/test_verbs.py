@@ -39,27 +39,21 @@ def told(done: CompletedProcess[str]) -> tuple[int, str, str]:
 
 
 def life(ublkd: Runner, disk: Path) -> Iterator[CompletedProcess[str]]:
-    """Every verb once, and what is refused by the parser, by ublkd and by the driver."""
-    yield ublkd("features", "--json")
+    """What prints, what changes, and what is refused by the parser, by ublkd and by the driver."""
     yield ublkd("add", "--target", "loop", "--file", disk, "--id", "3", "--name", "three")
-    yield ublkd("list", "--json")
     yield ublkd("show", "three", "--json")
     yield ublkd("add", "--target", "loop", "--file", disk)
-    yield ublkd("stop", "three")
     yield ublkd("del", "three")
-    yield ublkd("del", "--all")
     yield ublkd("show", "three")
     yield ublkd("nbd", "list", f"nbd+unix:///?socket={disk}-none")
-    yield ublkd("add", "--help")
     yield ublkd("list", "no such word")
-    yield ublkd()
 
 
 def test_a_fork_tells_what_the_command_tells(scratch: Path) -> None:
     disk = sparse(scratch / "disk.img", MIB)
     forks, commands = list(life(fork, disk)), list(life(command, disk))
     assert [told(done) for done in forks] == [told(done) for done in commands]
-    assert [done.returncode for done in forks] == [0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 2, 2]
+    assert [done.returncode for done in forks] == [0, 0, 1, 0, 1, 1, 2]
     nothing_left()
 
 

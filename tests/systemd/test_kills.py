@@ -37,7 +37,7 @@ def file_of(kind: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", KINDS if units.thorough() else KINDS[:1])
 def test_a_killed_daemon_is_replaced_and_nobody_notices(described: Describe, kind: str) -> None:
-    kills = 100 if units.thorough() else 5
+    kills = 100 if units.thorough() else 3
     seed = random.randrange(1 << 32)
     print(f"{kind}: seed {seed}")
     chance = random.Random(seed)

@@ -32,7 +32,7 @@ def test_every_target_works_in_the_sandbox(described: Describe) -> None:
         systemctl("start", *NAMES)
         for name in NAMES:
             disk = units.node(name)
-            fio(disk, "--rw=randwrite", "--bs=16k", "--size=2m", "--iodepth=8",
+            fio(disk, "--rw=randwrite", "--bs=16k", "--size=1m", "--iodepth=8",
                 "--verify=crc32c", "--fsync=32")  # fmt: skip
             run("blkdiscard", "--zeroout", "--length", "1M", disk)
             if name != "block":  # a ram disk
