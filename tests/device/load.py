@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import select
@@ -97,3 +98,15 @@ def kill(node: str) -> None:
 def state_of(node: str) -> str:
     """What the driver says."""
     return str(ublkd_json("show", node)["state"])
+
+
+def flushed(node: str) -> str:
+    """What a flush of the disk says."""
+    fd = os.open(node, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    finally:
+        os.close(fd)
+    return "done"

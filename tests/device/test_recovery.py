@@ -5,7 +5,6 @@ THOROUGH=1 kills a hundred times where this does it a few; then only one lease o
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -14,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from load import files, kill, load, pid_of, state_of
+from load import files, flushed, kill, load, pid_of, state_of
 from mortals import MortalQemuNbd
 from tools import (
     device,
@@ -250,15 +249,3 @@ def test_an_nbd_disk_is_taken_over_and_its_next_flush_tells_what_nobody_knows(
             ublkd("recover", node)
             assert flushed(node) == "done"
     nothing_left()
-
-
-def flushed(node: str) -> str:
-    """What a flush of the disk says."""
-    fd = os.open(node, os.O_RDWR)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    finally:
-        os.close(fd)
-    return "done"

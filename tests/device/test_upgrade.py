@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 
 import pytest
-from load import files, load, pid_of, state_of
+from load import files, flushed, load, pid_of, state_of
+from mortals import MortalQemuNbd
 from tools import (
     device,
     figures,
@@ -83,4 +84,22 @@ def test_a_quiesced_device_waits_and_is_recovered(scratch: Path) -> None:
         assert "nobody serves" in refused("upgrade", node)
         ublkd("recover", node)
         traffic.wait()
+    nothing_left()
+
+
+@pytest.mark.one_kernel
+def test_an_nbd_disk_is_handed_over_with_nothing_in_doubt(scratch: Path) -> None:
+    """What no flush has covered the next daemon would have to doubt, so the last one sends one."""
+    with MortalQemuNbd(scratch, sparse(scratch / "disk.img", 32 * MIB)) as server:
+        for after in ("replay", "strict"):
+            words = "--uri", server.uri(), "--after-reconnect", after
+            with device("nbd", *words) as node:
+                with load(node) as traffic:
+                    for _ in range(2):
+                        traffic.wait()
+                        ublkd("upgrade", node)
+                    traffic.wait()
+                ublkd("upgrade", node)  # right behind writes
+                assert flushed(node) == "done"
+            figures(f"nbd, {after}: 3 upgrades, {traffic}")
     nothing_left()
