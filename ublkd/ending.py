@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ublkd import aside, holders, manage, writeback
+from ublkd import holders, manage
 from ublkd.control import HELD, CommandError, Control
 from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.features import Recovery, recovery_of
@@ -80,8 +80,8 @@ def _claim(node: str) -> Iterator[bool]:
     try:
         yield is_claimed
     finally:
-        if fd is not None:  # the last close writes back
-            aside.within(writeback.SECONDS, lambda: os.close(fd))
+        if fd is not None:
+            os.close(fd)
 
 
 def claims(dev_id: int) -> str:
@@ -148,41 +148,11 @@ def _refuse_claimed(device: Found, force: bool) -> None:
     _refuse(device, holders.of(device.info.id).words() or CLAIMED)
 
 
-@contextlib.contextmanager
-def _reserved(device: Found, force: bool) -> Iterator[None]:
-    """Nobody comes to mount it or to build on it while it is written back: STOP_DEV would pull it
-    away from them. Refuses a disk that is held so, unless by ``force``.
-    """
-    if force or not device.served:  # its last close would wait for the next daemon
-        yield
-        return
-    with reserved(device.info.id) as words:
-        _refuse(device, words)
-        yield
-
-
-def _stop_unclaimed(control: Control, device: Found, force: bool) -> None:
-    """STOP_DEV, also of a disk that is only open. Where the kernel itself can see that it is open,
-    whoever has come to hold it by more in the last moment is seen as well. Raises CommandError.
-    """
-    if not force and device.served and Feature.SAFE_STOP_DEV in device.info.flags:
-        try:
-            control.try_stop_dev(device.info.id)
-        except CommandError as error:
-            if error.errno not in (errno.EBUSY, errno.ENODEV):  # no disk, but perhaps a device
-                raise
-            _refuse_claimed(device, force)
-        else:
-            return
-    control.stop_dev(device.info.id)
-
-
 def stop(control: Control, states: StateDir, found: Found, *, force: bool = False) -> None:
     """Take the disk away and end its daemon; the number stays until it is deleted.
 
     Refuses a disk that is in use or open, unless ``force``. Where the kernel cannot refuse by
-    itself (SAFE_STOP_DEV, Linux 7.0) processes are looked for, and one may come in between; a mount
-    may not.
+    itself (SAFE_STOP_DEV, Linux 7.0) processes are looked for, and one may come in between.
     """
     device = _made(control, states, found)
     if device is None:
@@ -193,11 +163,10 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
             if not force and Feature.SAFE_STOP_DEV in device.info.flags:
                 _refuse(device, try_stop(control, device.info.id))
             else:
-                with _reserved(device, force):
-                    if not force and device.info.state is not DevState.DEAD:
-                        _refuse(device, openers(device.info.id))
-                    _tell(daemon, device.pid)
-                    _write_back(device)
+                if not force and device.info.state is not DevState.DEAD:
+                    _refuse(device, openers(device.info.id))
+                _tell(daemon, device.pid)
+                _write_back(device)
                 control.stop_dev(device.info.id)
         except CommandError as error:
             if error.errno != errno.ENODEV:  # it is stopped or gone, which is what was wanted
@@ -278,8 +247,7 @@ def _have_taken_back(control: Control, states: StateDir, device: Found) -> None:
 def delete(control: Control, states: StateDir, found: Found, *, force: bool = False) -> str:
     """Stop the device, wait for its daemon to end, and remove every trace of it.
 
-    Refuses a disk that is held by more than processes, unless ``force``. Returns a warning, or
-    nothing.
+    Returns a warning, or nothing.
     """
     device = _made(control, states, found)
     if device is None:
@@ -289,10 +257,9 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     free = True
     try:
         with _watch(device.pid) as daemon:
-            with _reserved(device, force):
-                _tell(daemon, device.pid)
-                _write_back(device)
-            _stop_unclaimed(control, device, force)
+            _tell(daemon, device.pid)
+            _write_back(device)
+            control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
             if again(control, states, device):
