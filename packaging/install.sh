@@ -88,5 +88,5 @@ for page in "$built"/man/*; do
 	put 0644 "$page" "$share/man/man${page##*.}/${page##*/}"
 done
 mkdir -p "$root/etc/ublkd"
-chmod 0755 "$root/etc/ublkd"
+chmod 0700 "$root/etc/ublkd" # a URI may have a password, and who can open it can lock it
 reload

@@ -50,7 +50,7 @@ def test_what_is_installed_is_taken_away_again(built: Path, tmp_path: Path, pref
     names = files(root)
     assert f"{prefix[1:]}/lib/systemd/system/ublkd@.service" in names
     assert f"{prefix[1:]}/share/man/man8/ublkd.8" in names
-    assert (root / "etc/ublkd").stat().st_mode & 0o777 == 0o755
+    assert (root / "etc/ublkd").stat().st_mode & 0o777 == 0o700
     install(root, "--remove", prefix=prefix)
     assert files(root) == {"etc/ublkd/data.toml"}
 
