@@ -77,7 +77,10 @@ IN_GUESTS = (  # what takes longest comes first
     Step("systemd 7.2", ["make", "-s", "systemd"], suite=True),
     _guest("device 7.2, 4 CPUs", "7.2", 4, FOUR_CPUS),
 )
-GUESTS = min(2, os.cpu_count() or 1)
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+ROOM = 8 << 30
+"""Bytes that this machine should have for two guests, which have 3 GiB each."""
+GUESTS = 2 if (os.cpu_count() or 1) > 1 and MEMORY >= ROOM else 1
 
 
 @dataclass(frozen=True)
