@@ -39,7 +39,7 @@ class Step:
 
 FOUR_CPUS = "tests/device/test_nbd_connections.py"
 """A connection has a CPU of its own, and guests have two."""
-DEADLINE = 3000
+DEADLINE = 4000
 """Seconds that the tests in one guest may take."""
 
 
