@@ -37,9 +37,20 @@ def can_resize() -> bool:
 
 def size_of(node: str) -> int:
     """What programs see, and sysfs says the same."""
-    size = int(run("blockdev", "--getsize64", node).stdout)
+    size = blockdev_size(node)
     assert int(Path("/sys/class/block", Path(node).name, "size").read_text()) * 512 == size
     return size
+
+
+def await_size(node: str, size: int) -> None:
+    """For one that follows: programs may see it a moment before sysfs, or behind."""
+    told = Path("/sys/class/block", Path(node).name, "size")
+    wait_until(lambda: int(told.read_text()) * 512 == size, SOON, f"a disk of {size} bytes")
+    wait_until(lambda: blockdev_size(node) == size, SOON, f"a disk of {size} bytes")
+
+
+def blockdev_size(node: str) -> int:
+    return int(run("blockdev", "--getsize64", node).stdout)
 
 
 def grow(path: Path, size: int) -> None:
@@ -137,7 +148,7 @@ def test_a_disk_follows_its_file_for_as_long_as_it_is_told_to(scratch: Path) -> 
     backing = scratch / "0.img"
     with device("loop", *files(scratch), "--follow-size", "--name", "first") as node:
         grow(backing, 64 * MIB)
-        wait_until(lambda: size_of(node) == 64 * MIB, SOON, "a disk that has grown")
+        await_size(node, 64 * MIB)
         assert "follows the size" in refused("resize", node, "32M")
         ublkd("set", "first", "--no-follow-size", "--name", "second")
         assert [told["name"] for told in ublkd_json("list")] == ["second"]
@@ -147,7 +158,7 @@ def test_a_disk_follows_its_file_for_as_long_as_it_is_told_to(scratch: Path) -> 
         kill(node)
         ublkd("set", node, "--follow-size")  # nobody serves it: the next daemon goes by it
         ublkd("recover", node)
-        wait_until(lambda: size_of(node) == 96 * MIB, SOON, "a disk that has grown")
+        await_size(node, 96 * MIB)
         os.truncate(backing, 32 * MIB)
         assert "cannot be changed while" in refused("set", node, "--direct-io", "off")
         assert "cannot be changed while" in refused("set", node, "--queues", "2")
@@ -175,6 +186,6 @@ def test_an_nbd_disk_grows_with_its_export(scratch: Path) -> None:
         server.end()
         grow(backing, 96 * MIB)
         server.start()
-        wait_until(lambda: size_of(node) == 96 * MIB, SOON, "a disk that has grown")
+        await_size(node, 96 * MIB)
         run("dd", "if=/dev/urandom", f"of={node}", "bs=1M", "seek=92", "count=4", "oflag=direct")
     nothing_left()
