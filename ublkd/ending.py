@@ -167,7 +167,8 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
                     _refuse(device, openers(device.info.id))
                 _tell(daemon, device.pid)
                 _write_back(device)
-                control.stop_dev(device.info.id)
+                if again(control, states, device):  # another one may have its number by now
+                    control.stop_dev(device.info.id)
         except CommandError as error:
             if error.errno != errno.ENODEV:  # it is stopped or gone, which is what was wanted
                 raise
@@ -259,7 +260,8 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
         with _watch(device.pid) as daemon:
             _tell(daemon, device.pid)
             _write_back(device)
-            control.stop_dev(device.info.id)
+            if again(control, states, device):  # another one may have its number by now
+                control.stop_dev(device.info.id)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
             if again(control, states, device):

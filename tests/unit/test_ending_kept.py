@@ -188,6 +188,25 @@ def test_what_the_kernel_holds_is_written_back_before_a_stop_would_fail_it(
     assert list(driver.log) == ["/dev/ublkb3", "stop", "del"][not written :]
 
 
+@pytest.mark.parametrize("verb", [ending.delete, ending.stop])
+def test_a_device_that_has_its_number_by_now_is_let_alone(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, verb: Any
+) -> None:
+    """Others have deleted it while it was written back, and added another one."""
+    other = replace(LIVE, cookie=COOKIE + 1, pid=NOBODY)
+
+    def write_back(_: str) -> None:
+        driver.known[3] = other
+
+    monkeypatch.setattr(manage, "serves", lambda _: True)
+    monkeypatch.setattr(ending, "openers", lambda _: "")
+    monkeypatch.setattr(ending, "write_back", write_back)
+    driver.known[3] = replace(LIVE, pid=NOBODY)
+    verb(cast("Control", driver), states, found(driver, states))
+    assert not driver.log
+    assert driver.known[3] == other
+
+
 @pytest.mark.parametrize("state", [DevState.QUIESCED, DevState.FAIL_IO])
 def test_a_disk_in_use_that_nobody_serves_is_kept_with_a_word_of_recover(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, state: DevState
