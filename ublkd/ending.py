@@ -167,8 +167,7 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
                     _refuse(device, openers(device.info.id))
                 _tell(daemon, device.pid)
                 _write_back(device)
-                if again(control, states, device):  # another one may have its number by now
-                    control.stop_dev(device.info.id)
+                _take_away(control, states, device)
         except CommandError as error:
             if error.errno != errno.ENODEV:  # it is stopped or gone, which is what was wanted
                 raise
@@ -260,8 +259,7 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
         with _watch(device.pid) as daemon:
             _tell(daemon, device.pid)
             _write_back(device)
-            if again(control, states, device):  # another one may have its number by now
-                control.stop_dev(device.info.id)
+            _take_away(control, states, device)
             _wait_gone(daemon, device)
         with states.lock():  # as long as it is held, no add of ours takes the number
             if again(control, states, device):
@@ -312,6 +310,12 @@ def _tell(daemon: int | None, pid: int) -> None:
     with contextlib.suppress(OSError):
         if listens_to(pid, STOPPING) and serves(pid):
             signal.pidfd_send_signal(daemon, STOPPING)
+
+
+def _take_away(control: Control, states: StateDir, device: Found) -> None:
+    """Others may have deleted it by now, and an add have its number. Raises CommandError."""
+    if again(control, states, device):
+        control.stop_dev(device.info.id)
 
 
 def _write_back(device: Found) -> None:

@@ -24,34 +24,40 @@ def test_what_is_said_arrives_in_order_and_other_levels_do_not() -> None:
     assert lines == ["1 of 2", "then\nthat"]
 
 
+class Slow:
+    """A log that stands still until it may go on."""
+
+    def __init__(self) -> None:
+        self.go_on, self.stands = threading.Event(), threading.Event()
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.stands.set()
+        assert self.go_on.wait(50)
+        self.lines.append(line)
+
+
 def test_a_log_that_stands_still_holds_nobody_up_and_what_is_lost_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    go_on, stands = threading.Event(), threading.Event()
-    lines: list[str] = []
-
-    def slow(line: str) -> None:
-        stands.set()
-        assert go_on.wait(50)
-        lines.append(line)
-
+    slow = Slow()
     with logged(slow):
         SAID.warning("first")
-        assert stands.wait(50)
+        assert slow.stands.wait(50)
         for number in range(WAITING + 7):
             SAID.warning("%d", number)  # or this would never end
         remove = SAID.root.removeHandler
 
         def leave(ours: logging.Handler) -> None:
             remove(ours)
-            go_on.set()  # the end has begun, and the queue is full up to the last place
+            slow.go_on.set()  # the end has begun, and the queue is full up to the last place
 
         monkeypatch.setattr(SAID.root, "removeHandler", leave)
-    assert lines[0] == "first"
-    assert lines[1].startswith("7 lines before this one were lost")
-    assert lines[2] == "0"
-    assert len(lines) == BURST + 2
-    assert lines[-1].startswith(f"{WAITING - BURST + 1} lines before")
+    assert slow.lines[0] == "first"
+    assert slow.lines[1].startswith("7 lines before this one were lost")
+    assert slow.lines[2] == "0"
+    assert len(slow.lines) == BURST + 2
+    assert slow.lines[-1].startswith(f"{WAITING - BURST + 1} lines before")
 
 
 def test_a_flood_is_cut_and_its_rest_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,19 +113,12 @@ def test_lines_of_the_daemon_itself_are_no_flood() -> None:
 
 
 def test_lines_of_the_daemon_that_find_no_room_are_counted() -> None:
-    go_on, stands = threading.Event(), threading.Event()
-    lines: list[str] = []
-
-    def slow(line: str) -> None:
-        stands.set()
-        assert go_on.wait(50)
-        lines.append(line)
-
+    slow = Slow()
     with logged(slow) as say:
         say("first")
-        assert stands.wait(50)
+        assert slow.stands.wait(50)
         for _ in range(WAITING + 7):
             say("more")
-        go_on.set()
-    assert lines[1] == "7 lines before this one were lost: there were too many"
-    assert lines.count("more") == WAITING
+        slow.go_on.set()
+    assert slow.lines[1] == "7 lines before this one were lost: there were too many"
+    assert slow.lines.count("more") == WAITING
