@@ -235,10 +235,23 @@ class Control:
         try:
             self._command(Cmd.DEL_DEV, dev_id, seconds=DEL_SECONDS)
         except TimedOutError:
-            if Path(f"/sys/class/ublk-char/ublkc{dev_id}").exists():
+            if self.is_listed(dev_id):
                 raise
             return False
         return True
+
+    def is_listed(self, dev_id: int) -> bool:
+        """Whether there is the device, and nobody has begun to delete it: DEL_DEV takes it out of
+        /sys first, and only then waits for those who have a node of it open.
+        """
+        return Path(f"/sys/class/ublk-char/ublkc{dev_id}").exists()
+
+    def refuse_deleted(self, dev_id: int) -> None:
+        """Raise UblkdError for one that is not listed."""
+        if not self.is_listed(dev_id):
+            raise UblkdError(
+                f"/dev/ublkb{dev_id} was deleted before it was ready", hint="see 'ublkd list'"
+            )
 
 
 def _dev_info(info: Any) -> DevInfo:

@@ -22,6 +22,7 @@ from ublkd import (
     recorder,
     recovery,
     registry,
+    udev,
 )
 from ublkd.background import Child, Log, Tell
 from ublkd.config import DeviceConfig
@@ -157,7 +158,7 @@ def serve_again(
         memory.guard(short.append)
         taken = recovery.take(control, states, dev_id, cookie)
         device = recovery.device(control, states, taken)
-        entered = recovery.entered(control, states, device, taken)
+        entered = recovery.entered(control, device, taken)
         with logged(log) as say, _signals() as signalled, entered as disk:
             for line in short:
                 say(line)
@@ -275,7 +276,7 @@ def await_node(config: DeviceConfig, ready: Ready) -> None:
     """Return once the disk can be opened, by its links as well; what is wrong with these becomes a
     warning. Raises UblkdError.
     """
-    wait_for_node(ready.node, NODE_SECONDS)
+    wait_for_node(ready.node, NODE_SECONDS, lambda: udev.is_disk(ready.id))
     if warning := names.settled(ready.id, config.name, config.access):
         ready.warnings.append(warning)
 

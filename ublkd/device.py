@@ -132,6 +132,10 @@ class Device:
             self._start_queues(dev_fd, counters)
             self._start()
         except BaseException as error:
+            if self._taken and not self.control.is_listed(self.id):
+                # whoever deleted it may not have seen our files; others get the number only when
+                # this process lets go of the device
+                self._states.remove(self.id)
             self._unwind(undo, type(error), error, error.__traceback__)
             raise
         self._undo = undo
@@ -215,7 +219,8 @@ class Device:
     def _remember(self, info: DevInfo) -> None:
         """As started; what somebody has changed since this daemon looked stays as it is."""
         mine = replace(self._state(info), started=True)
-        with self._states.lock():
+        # whoever deletes it has the lock, and waits for this process to let go of it
+        with self._states.lock(look=lambda: self.control.refuse_deleted(self.id)):
             self._states.write(mine.with_changes_of(self._states.read(info.id)))
 
     def _add(self) -> DevInfo:

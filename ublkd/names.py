@@ -105,10 +105,14 @@ def settled(dev_id: int, name: str | None, wanted: Access, gone: str | None = No
         in_time = wait_until(lambda: _is_settled(dev_id, name, wanted, gone), SECONDS)
     elif runs and wanted:  # what it does with any new disk must not come later
         in_time = wait_until(lambda: udev.has_seen(dev_id), SECONDS)
+    if not udev.is_disk(dev_id):
+        return ""
     return _give(dev_id, wanted) or _why_no_links(dev_id, name, runs, has_rules, in_time)
 
 
 def _is_settled(dev_id: int, name: str | None, wanted: Access, gone: str | None) -> bool:
+    if not udev.is_disk(dev_id):
+        return True  # it has been taken away: no link comes any more
     with contextlib.suppress(OSError):
         follows = not name or len(links(dev_id, name)) == len(PLACES)
         is_left = gone != name and links(dev_id, gone)

@@ -128,7 +128,7 @@ def device(control: Control, states: StateDir, taken: Taken) -> Device:
 
 
 @contextlib.contextmanager
-def entered(control: Control, states: StateDir, disk: Device, taken: Taken) -> Iterator[Device]:
+def entered(control: Control, disk: Device, taken: Taken) -> Iterator[Device]:
     """The device while it is served. Raises UblkdError as its ``__enter__`` does, or one that says
     that it was ended meanwhile: whoever stops or deletes a device does not wait for its recovery.
     """
@@ -138,8 +138,6 @@ def entered(control: Control, states: StateDir, disk: Device, taken: Taken) -> I
         except UblkdError as error:
             if not _is_ended(control, taken.info):
                 raise
-            if _is_gone(control, taken.info):  # whoever deleted it did not see our files
-                states.forget(taken.info.id, taken.info.cookie)
             raise UblkdError(
                 f"/dev/ublkb{taken.info.id} was stopped or deleted while it was recovered",
                 hint="see 'ublkd list'",
@@ -148,16 +146,12 @@ def entered(control: Control, states: StateDir, disk: Device, taken: Taken) -> I
 
 
 def _is_ended(control: Control, before: DevInfo) -> bool:
-    return _is_gone(control, before, but=DevState.DEAD)
-
-
-def _is_gone(control: Control, before: DevInfo, *, but: DevState | None = None) -> bool:
-    """Or in that state."""
     try:
         now = control.get_dev_info(before.id)
     except CommandError as error:
         return error.errno == errno.ENODEV
-    return now.state is but or now.cookie != before.cookie
+    is_another = now.cookie != before.cookie
+    return is_another or now.state is DevState.DEAD or not control.is_listed(before.id)
 
 
 def look(control: Control, states: StateDir, dev_id: int) -> None:

@@ -110,14 +110,19 @@ class StateDir:
             )
 
     @contextlib.contextmanager
-    def lock(self, seconds: float | None = None) -> Iterator[None]:
+    def lock(
+        self, seconds: float | None = None, *, look: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """One at a time: whoever chooses a name or sweeps. Waits at most so long, by default
         LOCK_SECONDS.
+
+        ``look`` is called while it waits, and last with the lock: what it raises is the end of it.
         """
         self.prepare()
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _flock(fd, LOCK_SECONDS if seconds is None else seconds, "adding or deleting")
+            _flock(fd, LOCK_SECONDS if seconds is None else seconds, "adding or deleting", look)
+            look()
             yield
         finally:
             os.close(fd)
@@ -294,7 +299,7 @@ def _write_anew(path: Path, text: str) -> None:
         os.fsync(f.fileno())
 
 
-def _flock(fd: int, seconds: float, doing: str) -> None:
+def _flock(fd: int, seconds: float, doing: str, look: Callable[[], None] = lambda: None) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
@@ -307,6 +312,7 @@ def _flock(fd: int, seconds: float, doing: str) -> None:
                     f"another ublkd has been {doing} for {seconds:g} seconds",
                     hint="look for a ublkd that hangs: 'ps -C ublkd'",
                 ) from error
+            look()
             time.sleep(0.01)
         else:
             return

@@ -43,6 +43,11 @@ def of_disk(dev_id: int) -> str | None:
     return None
 
 
+def is_disk(dev_id: int) -> bool:
+    """Whether there is the disk; the kernel has it in /sys before a node of it can be opened."""
+    return (SYSFS / f"ublkb{dev_id}").exists()
+
+
 def runs() -> bool:
     """Whether there is a udev here."""
     return (RUN / "control").exists()

@@ -22,18 +22,23 @@ def _open_error(node: str) -> OSError | None:
     return None
 
 
-def wait_for_node(node: str, seconds: float) -> None:
-    """Return once ``node`` can be opened; UblkdError after ``seconds``.
+def wait_for_node(node: str, seconds: float, is_there: Callable[[], bool] = lambda: True) -> None:
+    """Return once ``node`` can be opened; UblkdError after ``seconds``, or when ``is_there`` says
+    that the disk has gone.
 
     With devtmpfs the node is there as soon as the device is started, so most of the time nothing
     is waited for; elsewhere it is udev that makes it, some time after the kernel's event.
     """
-    if not wait_until(lambda: _open_error(node) is None, seconds):
+    if not wait_until(lambda: _open_error(node) is None or not is_there(), seconds):
         error = _open_error(node)
         raise UblkdError(
             f"{node} could not be opened within {seconds:g} seconds: "
             f"{reason(error) if error else 'only now it can be'}",
             hint="is udev running, and is /dev a devtmpfs?",
+        )
+    if not is_there():
+        raise UblkdError(
+            f"{node} was stopped or deleted before it could be opened", hint="see 'ublkd list'"
         )
 
 

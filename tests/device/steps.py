@@ -1,4 +1,5 @@
-"""Ends a command, its daemon or another process right before a step that others can see.
+"""Ends a command, its daemon or another process right before a step that others can see; or has the
+daemon wait there, while something else is done.
 
 A step is a command to the driver, what a process does to files, threads and processes, or the wait
 for another process. `zygote.py` calls `die_at` in the fork that becomes the command.
@@ -20,6 +21,7 @@ from typing import Any
 import verbs
 
 COMMAND, DAEMON, BOTH, OTHER = "the command", "its daemon", "both", "another process"
+WAITS = "its daemon waits"
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.fork", "fcntl.flock",
            "_thread.start_new_thread", "_thread.start_joinable_thread"}  # fmt: skip
@@ -52,6 +54,9 @@ def die_at(number: int, who: str, note: str, other: int) -> None:
         count += 1
         if count == number:
             Path(note).write_text(what)
+            if who == WAITS:
+                Path(f"{note}.go").read_text()  # its queues go on
+                return
             for pid in {COMMAND: [command], BOTH: [command, os.getpid()],
                         OTHER: [other]}.get(who, [os.getpid()]):  # fmt: skip
                 with contextlib.suppress(ProcessLookupError):

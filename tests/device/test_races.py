@@ -1,6 +1,6 @@
 """Many verbs at once on the same names and devices: one winner each, and nothing is left.
 
-THOROUGH=1: sixteen of each where this has some.
+THOROUGH=1: sixteen of each where this has some, and a del before each step of a daemon that starts.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import verbs
 from load import files, kill, state_of
+from steps import WAITS
 from tools import (
+    COMMAND_SECONDS,
     daemons,
     device,
     figures,
@@ -29,6 +32,10 @@ THOROUGH = "THOROUGH" in os.environ
 MANY = 16 if THOROUGH else 6
 ROUNDS = 10 if THOROUGH else 1
 
+STEPS = range(1, 60) if THOROUGH else {"add": (9, 21, 26), "recover": (8, 13, 16)}
+HEADSTART = 3
+"""Seconds that a del has before the daemon goes on for which it may be waiting."""
+
 pytestmark = [pytest.mark.deadline(2400 if THOROUGH else 240), pytest.mark.one_kernel]
 
 Words = Sequence[str | Path]
@@ -38,6 +45,7 @@ LOST = (
     "there is no ublk device",
     "is gone",
     "was stopped or deleted",
+    "was deleted before it was ready",
     "is dead",
     "is quiesced",
     "nobody serves",
@@ -51,15 +59,18 @@ def race(commands: Sequence[Words]) -> list[CompletedProcess[str]]:
     with ThreadPoolExecutor(len(commands)) as pool:
         ended = list(pool.map(lambda words: ublkd(*words, check=False), commands))
     for done in ended:
-        lines = done.stderr.splitlines()
-        assert "Traceback" not in done.stderr, done
-        if not done.returncode:
-            continue
+        won_or_lost(done)
+    return ended
+
+
+def won_or_lost(done: CompletedProcess[str]) -> None:
+    lines = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr, done
+    if done.returncode:
         assert done.returncode == 1, done
         assert len(lines) == 2, done
         assert lines[1].startswith("hint: "), done
         assert any(words in lines[0] for words in LOST), done
-    return ended
 
 
 def won(ended: Sequence[CompletedProcess[str]]) -> int:
@@ -113,3 +124,52 @@ def test_whoever_serves_a_device_in_the_end_it_is_one_or_nobody(scratch: Path) -
             assert len(daemons()) == 1
             fio(node, "--rw=randwrite", "--bs=4k", "--size=1m", "--verify=crc32c")
         nothing_left()
+
+
+def overtaken(number: int, folder: Path, *words: str | Path) -> str:
+    """Run a command of the device "one" while another deletes that, right before a step of its
+    daemon; which step it was. Empty if it has fewer.
+    """
+    note, go = folder / "step", folder / "step.go"
+    for path in (note, go):
+        path.unlink(missing_ok=True)
+    os.mkfifo(go)
+    with ThreadPoolExecutor(2) as pool:
+        done = pool.submit(verbs.ask, [str(word) for word in words], COMMAND_SECONDS,
+                           (number, WAITS, str(note), 0))  # fmt: skip
+        wait_until(lambda: done.done() or (note.exists() and note.read_text()), 60, "the step")
+        if not note.exists():
+            go.unlink()
+            go.touch()  # a step that it makes when it ends
+            won_or_lost(done.result())
+            return ""
+        deleted = pool.submit(ublkd, "del", "one", check=False)
+        wait([deleted], HEADSTART)
+        go.write_text("go on")
+        won_or_lost(done.result())
+        won_or_lost(deleted.result())
+        assert "stays taken" not in deleted.result().stderr, (number, note.read_text())
+    return note.read_text()
+
+
+@pytest.mark.parametrize("verb", ["add", "recover"])
+def test_a_del_before_any_step_of_a_daemon_that_starts_leaves_nothing(
+    scratch: Path, verb: str
+) -> None:
+    add = ["add", "--target", "loop", *files(scratch), "--name", "one"]
+    steps = []
+    for number in STEPS if isinstance(STEPS, range) else STEPS[verb]:
+        if verb == "recover":
+            ublkd(*add)
+            kill(f"/dev/ublkb{ublkd_json('list')[0]['id']}")
+        step = overtaken(number, scratch, *(add if verb == "add" else ["recover", "one"]))
+        wait_until(lambda: len(daemons()) == len(ublkd_json("list")), 90, f"the end after {step}")
+        assert [one["state"] for one in ublkd_json("list")] in ([], ["live"]), step
+        if ublkd_json("list"):  # the del came too early, or there was none
+            ublkd("del", "one")
+        nothing_left()
+        if not step:
+            break
+        steps.append(f"{number} {step}")
+    figures(f"del before steps of {verb}: {steps}")
+    assert steps

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ublkd._core import ffi
-from ublkd.control import CommandError, DevInfo
+from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
 from ublkd.queue import QueueConfig
 from ublkd.state import DeviceState, StateDir
@@ -84,6 +84,11 @@ class FakeControl:
 
     def get_size(self, dev_id: int) -> int:
         return 4096
+
+    def is_listed(self, dev_id: int) -> bool:
+        return dev_id in self.known
+
+    refuse_deleted = Control.refuse_deleted
 
 
 def dev_info(dev_id: int, **more: Any) -> DevInfo:

@@ -27,7 +27,7 @@ from ublkd.state import StateDir
 folder = Path(sys.argv[1])
 daemon.Control = contextlib.nullcontext
 daemon.StateDir = lambda: StateDir(folder / "run")
-daemon.wait_for_node = lambda node, seconds: None
+daemon.wait_for_node = lambda *_: None
 manage.devices = lambda *_: []
 
 def seen(name, text):
@@ -275,7 +275,7 @@ def test_a_node_that_does_not_come_ends_the_daemon(tmp_path: Path) -> None:
     told = started(
         tmp_path,
         """
-def wait(node, seconds):
+def wait(node, *_):
     raise UblkdError(f"{node} could not be opened", hint="udev")
 daemon.wait_for_node = wait
 

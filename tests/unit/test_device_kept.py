@@ -77,6 +77,31 @@ def test_what_fails_while_it_is_taken_over_leaves_it_to_the_next(
     assert bench.states.read(3)
 
 
+@pytest.mark.parametrize("step", AGAIN)
+def test_what_is_deleted_while_it_is_taken_over_leaves_no_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(device, "_stuck", [])
+    monkeypatch.setattr(bench.control, "is_listed", lambda _: step not in bench.log)
+    bench.log.fail_at = step
+    with pytest.raises(UblkdError), bench.taken():
+        pytest.fail("it must not come to be")
+    assert os.listdir(bench.states.path) == []
+
+
+def test_whoever_deletes_it_is_not_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_stuck", [])
+    monkeypatch.setattr(bench.control, "is_listed", lambda _: False)
+    disk = bench.taken()
+    a_del = StateDir(bench.states.path).lock()  # until the device is let go
+    with a_del, pytest.raises(UblkdError, match="was deleted before it was ready"), disk:
+        pytest.fail("it must not come to be")
+    assert os.listdir(bench.states.path) == []
+    assert "end recovery" not in bench.log
+
+
 def test_a_quiesced_device_is_left_as_it_is(bench: Bench) -> None:
     before = open_fds()
     with bench.taken() as disk:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.fakes import FakeControl, Log, dev_info, remembering
 from tests.unit.helpers import is_one_line
-from ublkd import names, udev
+from ublkd import access, names, udev
 from ublkd.config import NAME
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.errors import UblkdError
@@ -43,6 +43,7 @@ class World:
         monkeypatch.setattr(udev, "rules", lambda: "/rules" if self.has_rules else "")
         monkeypatch.setattr(udev, "has_seen", lambda _: self.has_seen)
         monkeypatch.setattr(udev, "announce", self.announced.append)
+        monkeypatch.setattr(udev, "is_disk", lambda _: self.node.exists())
 
     def wait_until(self, is_true: Callable[[], bool], seconds: float) -> bool:
         if not is_true():
@@ -72,6 +73,11 @@ def test_links_are_waited_for_and_told(world: World) -> None:
     assert names.links(3, "db") == [f"{world.dev}/ublk/db", f"{world.dev}/disk/by-id/ublk-db"]
     assert names.links(4, "db") == []
     assert names.links(3, None) == []
+
+
+def test_a_disk_that_is_taken_away_meanwhile_is_waited_for_no_more(world: World) -> None:
+    world.does = world.node.unlink
+    assert world.settled("db", mode="0640") == ""
 
 
 def test_links_that_lead_elsewhere_do_not_count(world: World) -> None:
@@ -108,9 +114,14 @@ def test_without_rules_nothing_is_waited_for_but_the_end_of_what_udev_does_with_
     assert world.node.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_node_that_cannot_be_given_away_is_a_warning(world: World) -> None:
+def test_a_node_that_cannot_be_given_away_is_a_warning(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
     world.has_udev = False
-    world.node.unlink()
+    monkeypatch.setattr(access, "give", refuse)
     assert "keeps its owner" in world.settled(None, owner="0")
 
 

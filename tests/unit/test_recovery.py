@@ -35,6 +35,9 @@ STATE = DeviceState(
 )  # fmt: skip
 
 
+ENDED = "was stopped or deleted while it was recovered"
+
+
 # --- what must fit --------------------------------------------------------------------------
 
 
@@ -353,37 +356,36 @@ def test_before_an_upgrade_a_target_is_opened_beside_the_one_that_serves(
 
 
 @pytest.mark.parametrize(
-    ("now", "words", "left"),
+    ("now", "is_listed", "words"),
     [
-        (INFO, "refused END_USER_RECOVERY", True),
-        (replace(INFO, state=DevState.DEAD), "was stopped or deleted while it was recovered", True),
-        (
-            replace(INFO, cookie=COOKIE + 1),
-            "was stopped or deleted while it was recovered",
-            False,
-        ),
-        (None, "was stopped or deleted while it was recovered", False),
+        (INFO, True, "refused END_USER_RECOVERY"),
+        (INFO, False, ENDED),
+        (replace(INFO, state=DevState.DEAD), True, ENDED),
+        (replace(INFO, cookie=COOKIE + 1), True, ENDED),
+        (None, False, ENDED),
     ],
 )
 def test_a_device_that_others_end_while_it_is_recovered_says_so(
-    driver: Driver, states: StateDir, now: DevInfo | None, words: str, left: bool
+    driver: Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    now: DevInfo | None,
+    is_listed: bool,
+    words: str,
 ) -> None:
-    states.prepare()
+    monkeypatch.setattr(driver, "is_listed", lambda _: is_listed)
 
     class Disk:
         def __enter__(self) -> None:
             driver.known = {3: now} if now else {}
-            states.counters(3).write_bytes(b"")  # behind the one who deleted it
             raise CommandError(Cmd.END_USER_RECOVERY, errno.EBUSY)
 
         def __exit__(self, *_: object) -> None:
             pytest.fail("it was never entered")
 
     taken = Taken(info=INFO, state=STATE, dev_fd=-1)
-    entered = recovery.entered(cast("Control", driver), states, cast("Any", Disk()), taken)
+    entered = recovery.entered(cast("Control", driver), cast("Any", Disk()), taken)
     with pytest.raises(UblkdError, match=words), entered:
         pytest.fail("it is not served")
-    assert states.counters(3).exists() == left
 
 
 def test_what_a_device_is_made_of_is_not_what_a_recover_is_asked(

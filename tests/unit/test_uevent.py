@@ -74,6 +74,16 @@ def test_a_node_made_just_before_the_listening_is_seen(
     wait_for_node(str(kernel.bound), 30)
 
 
+def test_a_node_is_not_waited_for_when_its_disk_has_gone(
+    tmp_path: Path, kernel: type[FakeSocket]
+) -> None:
+    node = tmp_path / "node"
+    with pytest.raises(UblkdError, match="was stopped or deleted before it could be opened"):
+        wait_for_node(str(node), 30, lambda: False)
+    node.touch()
+    wait_for_node(str(node), 30, lambda: True)
+
+
 def test_a_node_that_never_comes_is_an_error_in_time(
     tmp_path: Path, kernel: type[FakeSocket]
 ) -> None:
