@@ -107,7 +107,10 @@ class Keeper:
             "gather_bytes": gathered(settings),
             "journal_bytes": self.journal.bytes if self.journal else 0,
             "journal": self.journal.memory if self.journal else ffi.NULL,
-            "flushes": self.export.flush and not self._params.read_only,
+            # who trusts the server lets the next connection's flush say what went wrong
+            "flushes": self.export.flush
+            and not self._params.read_only
+            and settings.after_reconnect != "trust",
         }
         self.links = lib.nbd_new(ffi.new("struct nbd_config *", config))
         if self.links == ffi.NULL:
@@ -367,7 +370,6 @@ class Keeper:
     def _fail(self) -> None:
         for link in self._links:
             lib.nbd_fail(self.links, link)
-        self._parting.end_used()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -378,9 +380,9 @@ class Keeper:
     def _let_go(self) -> None:
         """What goes on being answered may; the rest fails, and all that comes later.
 
-        A disk that lives on all the same has its connections again.
+        A disk that lives on all the same has its connections again, once the old ones are heard
+        out.
         """
-        self._parting.end_old()
         began = time.monotonic()
         before, until = -1, began + STOP_SECONDS
         while not self._ending and time.monotonic() < until:

@@ -43,7 +43,7 @@ struct nbd_config {
 	uint32_t gather_bytes; /* writes up to this are copied: outgoing.c */
 	uint64_t journal_bytes; /* 0: what may be lost is not remembered */
 	void *journal; /* these, in memory: the target's first file */
-	bool flushes; /* the export has FLUSH */
+	bool flushes; /* before another daemon goes on: the export has FLUSH */
 };
 
 struct nbd_status {

@@ -195,6 +195,9 @@ int64_t link_take_room(struct link *l, const struct nbd_entry *e);
 /* If requests wait for room in the journal: something may have changed. */
 void link_try_again(struct link *l);
 
+/* Whether a flush is the one that tells of writes that are lost: once asked, it is. */
+bool link_must_fail(struct link *l);
+
 /* The flush of our own was answered, with an error of the server's or 0. */
 void link_on_room(struct link *l, uint32_t error);
 

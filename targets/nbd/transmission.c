@@ -140,17 +140,6 @@ static void send_request(struct link *l, struct group *g,
 	link_tick_later(l);
 }
 
-/* Whether this flush is the one that tells of writes that are lost. */
-static bool must_fail(struct link *l)
-{
-	uint32_t lost =
-		__atomic_load_n(&l->disk->lost_flushes, __ATOMIC_ACQUIRE);
-	bool must = lost != l->failed_flushes;
-
-	l->failed_flushes = lost;
-	return must;
-}
-
 static int submit(void *target, struct group *g,
 		  const struct ublksrv_io_desc *iod)
 {
@@ -171,7 +160,7 @@ static int submit(void *target, struct group *g,
 	};
 	if (l->state == NBD_FAILING)
 		return -EIO;
-	if (is_flush && must_fail(l))
+	if (is_flush && link_must_fail(l))
 		return -EIO;
 	l->nr_active++;
 	link_count(l);

@@ -107,6 +107,21 @@ void nbd_fail_flush(struct nbd *n)
 	__atomic_add_fetch(&n->lost_flushes, 1, __ATOMIC_ACQ_REL);
 }
 
+static bool must_tell(const struct link *l)
+{
+	return l->failed_flushes !=
+	       __atomic_load_n(&l->disk->lost_flushes, __ATOMIC_ACQUIRE);
+}
+
+bool link_must_fail(struct link *l)
+{
+	bool must = must_tell(l);
+
+	l->failed_flushes =
+		__atomic_load_n(&l->disk->lost_flushes, __ATOMIC_ACQUIRE);
+	return must;
+}
+
 /* --- room in the journal ----------------------------------------------- */
 
 bool link_is_journaled(const struct link *l, uint16_t command)
@@ -179,8 +194,10 @@ void link_on_room(struct link *l, uint32_t error)
 	struct slot *s = &l->slots[own_depth(l->own)];
 
 	s->state = SLOT_FREE;
-	if (error)
-		nbd_break_journal(l->disk);
+	if (error) /* servers say it once, and whoever waits for it is not us */
+		nbd_fail_flush(l->disk);
+	else if (must_tell(l)) /* the counters say so to the next daemon */
+		nbd_note_flush(l->disk, s->covers);
 	else
 		link_note_flush(l, s->covers);
 	l->starved = false;
@@ -225,11 +242,9 @@ int link_on_cqe(void *target, struct group *g, unsigned int member, int res)
 static bool is_over(const struct link *l)
 {
 	const struct nbd *n = l->disk;
-	bool must_tell = /* of a loss: a flush has to fail, not to cover it up */
-		l->failed_flushes !=
-		__atomic_load_n(&n->lost_flushes, __ATOMIC_ACQUIRE);
 
-	return l->state != NBD_CONNECTED || l->out_of_time || must_tell ||
+	/* of a loss a flush has to tell, and not to cover it up */
+	return l->state != NBD_CONNECTED || l->out_of_time || must_tell(l) ||
 	       __atomic_load_n(&n->stopping, __ATOMIC_SEQ_CST) ||
 	       !n->cfg.flushes || !nbd_unflushed(n);
 }

@@ -30,6 +30,7 @@ static inline bool nbd_changes(uint16_t command)
 
 /* The protocol's numbers, whatever this machine's are. */
 enum nbd_error {
+	NBD_EIO = 5,
 	NBD_ENOSPC = 28,
 	NBD_ENOTSUP = 95,
 	NBD_ESHUTDOWN = 108,

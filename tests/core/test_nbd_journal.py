@@ -172,37 +172,82 @@ def test_a_refusal_makes_room_and_those_that_wait_hear_of_it(disk: NbdDisk) -> N
     check_written(disk, 2, 3)
 
 
+def flushed(disk: NbdDisk, tag: int = 3) -> int:
+    """How the kernel's flush ends, if no server is asked."""
+    disk.begin(tag, FLUSH)
+    disk.until_committed(tag)
+    return disk.result(tag)
+
+
+def doubts(disk: NbdDisk) -> bool:
+    """Whether the next daemon would fail a flush."""
+    stats = disk.driver.stats
+    return bool(stats.acked_writes > stats.flushed_writes)
+
+
 @pytest.mark.parametrize("error", [5, 22, 28, 95])
-def test_a_flush_of_ours_that_is_refused_breaks_it_and_requests_go_on(
+def test_a_flush_of_ours_that_is_refused_is_told_by_the_kernels_next_one(
     disk: NbdDisk, error: int
 ) -> None:
     server = attach(disk)
     write(disk, 0, 1, 2, 3)
     answer(disk, server, 0)
     answer(disk, server, OUR_FLUSH, error=error)
-    assert is_broken(disk)
-    assert heard(server) == [1, 2, 3]
-    answer(disk, server, 1, 2, 3)
+    assert not is_broken(disk)
+    assert heard(server) == [1, 2]
+    answer(disk, server, 1)
+    answer(disk, server, OUR_FLUSH)  # the server says it once
+    answer(disk, server, 2, 3)
     check_written(disk, 0, 1, 2, 3)
     check_stored(server, 0, 1, 2, 3)
-    assert disk.lib.nbd_unflushed(disk.links)
-    write(disk, 0, 1, 2)  # without room for them
-    answer(disk, server, 0, 1, 2)
+    assert doubts(disk)
+    assert flushed(disk, 0) == -errno.EIO
+    assert not server.asked
+    disk.begin(0, FLUSH)
+    disk.settle()
+    answer(disk, server, 0)
+    assert disk.result(0) == 0
+    assert not doubts(disk)
+
+
+def test_so_it_is_by_one_that_is_under_way(disk: NbdDisk) -> None:
+    server = attach(disk)
+    write(disk, 0, 1, 2)
+    answer(disk, server, 0)
+    disk.begin(3, FLUSH)
+    disk.settle()
+    assert heard(server) == [1, OUR_FLUSH, 3]
+    answer(disk, server, OUR_FLUSH, error=5)
+    answer(disk, server, 3)
+    assert disk.result(3) == -errno.EIO
+    answer(disk, server, 1, 2)
     check_written(disk, 0, 1, 2)
+
+
+def test_one_that_makes_room_covers_up_no_loss(disk: NbdDisk) -> None:
+    server = attach(disk)
+    write(disk, 0)
+    answer(disk, server, 0)
+    disk.lib.nbd_fail_flush(disk.links)  # the daemon before has lost writes
+    write(disk, 0, 1, 2)
+    answer(disk, server, 0)
+    answer(disk, server, OUR_FLUSH)
+    assert doubts(disk)  # and so would the next one, if this one died now
+    answer(disk, server, 1, 2)
+    check_written(disk, 0, 1, 2)
+    assert flushed(disk) == -errno.EIO
 
 
 def test_a_flush_that_tells_of_lost_writes_makes_it_whole(disk: NbdDisk) -> None:
     server = attach(disk)
     write(disk, 0, 1, 2)
-    answer(disk, server, 0)
-    answer(disk, server, OUR_FLUSH, error=5)
-    answer(disk, server, 1, 2)
+    answer(disk, server, 0, 1)
     disk.lib.nbd_fail_flush(disk.links)
     assert not is_broken(disk)
     assert listed(disk) == []
-    disk.begin(3, FLUSH)
-    disk.until_committed(3)
-    assert disk.result(3) == -errno.EIO
+    answer(disk, server, OUR_FLUSH, 2)
+    disk.lib.nbd_fail_flush(disk.links)
+    assert flushed(disk) == -errno.EIO
     write(disk, 0, 1, 2)
     assert heard(server) == [0, 1]
     answer(disk, server, 0, 1)

@@ -6,8 +6,10 @@ import errno
 
 import pytest
 
+from .driver import Kind, Outcome
 from .nbd_disk import DiskMaker, NbdDisk
 from .nbd_journal import (
+    JOURNAL_MEMBER,
     OUR_FLUSH,
     ROOM,
     answer,
@@ -88,9 +90,9 @@ def test_a_flush_of_ours_that_was_lost_is_not_answered_by_the_next_server(disk: 
 
 def test_a_loss_when_it_is_broken(disk: NbdDisk) -> None:
     server = attach(disk)
+    disk.driver.script(0, JOURNAL_MEMBER, [Outcome(Kind.INSTEAD, -errno.EIO)])
     write(disk, 0, 1, 2, 3)
     answer(disk, server, 0)
-    answer(disk, server, OUR_FLUSH, error=5)
     lose(disk, server)
     assert is_broken(disk)
     disk.lib.nbd_fail_flush(disk.links)
