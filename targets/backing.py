@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ublkd.errors import UblkdError, UsageError, printable, reason
 BLKGETSIZE64 = 0x80081272  # <linux/fs.h>
 BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
+BLKGETDISKSEQ = 0x80081280
 FS_IOC_GETVERSION = 0x80087601
 PAGE = 4096
 UNBOUNDED = 0xFFFFFFFF // 512 * 512
@@ -124,6 +126,20 @@ class Backing:
             return ""
         return str(struct.unpack_from("I", found)[0])  # a long by its name, an int in truth
 
+    @property
+    def diskseq(self) -> str:
+        """Of a block device's disk: what tells it from a later one with its number; else empty.
+
+        The kernel counts all disks, and a loop device is another one with each file.
+        """
+        if not self.is_block_device:
+            return ""
+        try:
+            found = fcntl.ioctl(self.fd, BLKGETDISKSEQ, bytes(8))
+        except OSError:
+            return ""
+        return str(struct.unpack("Q", found)[0])
+
     def discard(self) -> tuple[int, int]:
         """Granularity and maximum of a discard; a maximum of 0: it cannot."""
         block = self.access.block
@@ -145,6 +161,16 @@ class Backing:
         with contextlib.suppress(OSError):  # a filesystem without locks
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         os.close(self.fd)
+
+
+def apart(backings: Sequence[Backing]) -> dict[str, tuple[str, ...]]:
+    """For ``describe``: what tells them from others put in their place (see recovery.replaced)."""
+    told = {
+        "identity": tuple(backing.identity for backing in backings),
+        "inode_generation": tuple(backing.generation for backing in backings),
+        "diskseq": tuple(backing.diskseq for backing in backings),
+    }
+    return {key: values for key, values in told.items() if any(values)}
 
 
 def _open(path: str, *, read_only: bool, share: bool) -> int:

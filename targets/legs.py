@@ -11,7 +11,7 @@ from typing import Any, Self
 from ublkd._core import lib
 from ublkd.errors import UblkdError, printable
 from ublkd.target import BLOCK_SIZE, Option, OptionValue, Params
-from ublkd.targets.backing import UNBOUNDED, Backing
+from ublkd.targets.backing import UNBOUNDED, Backing, apart
 
 
 def options_for(most: int) -> tuple[Option, ...]:
@@ -131,11 +131,8 @@ class Legs:
             "backing": tuple(backing.path for backing in self.backings),
             "direct_io": all(backing.access.direct for backing in self.backings),
             "direct_io_reason": tuple(backing.access.reason for backing in self.backings),
-            "identity": tuple(backing.identity for backing in self.backings),
         }
-        if any(generations := tuple(backing.generation for backing in self.backings)):
-            told["inode_generation"] = generations
-        return told
+        return told | apart(self.backings)
 
     def close(self) -> None:
         """Let go of them all."""

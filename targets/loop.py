@@ -16,7 +16,7 @@ from ublkd.target import (
     OptionValue,
     Params,
 )
-from ublkd.targets.backing import UNBOUNDED, Backing, refuse_odd
+from ublkd.targets.backing import UNBOUNDED, Backing, apart, refuse_odd
 
 
 class LoopTarget:
@@ -117,10 +117,8 @@ class LoopTarget:
             "direct_io_reason": self._backing.access.reason,
             "read_only": self._backing.read_only,
             "offset": self._offset,
-            "identity": self._backing.identity,
         }
-        if generation := self._backing.generation:
-            told["inode_generation"] = generation
+        told |= {key: value for key, (value,) in apart([self._backing]).items()}
         if self._warning:
             told["warning"] = self._warning
         return told

@@ -242,6 +242,13 @@ def _tell_what_was(target: Target, states: StateDir, info: DevInfo) -> None:
         hook(stats.read(states.counters(info.id)))
 
 
+BORN = {
+    "inode_generation": "a new file with the inode of the old one: generation",
+    "diskseq": "another disk with the number of the old one: diskseq",
+}
+"""What tells two backings apart that have the same ``identity`` one after the other."""
+
+
 def replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which backing is another one than before; empty if none is."""
     old, new = _listed(before.get("identity")), _listed(now.get("identity"))
@@ -250,11 +257,11 @@ def replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for number, (was, is_) in enumerate(zip(old, new, strict=True)):
         if was != is_:
             return _not_what_it_was(now, number, f"{is_}, and was {was}")
-    old, new = _listed(before.get("inode_generation")), _listed(now.get("inode_generation"))
-    for number, (was, is_) in enumerate(zip(old, new, strict=False)):
-        if was and is_ and was != is_:  # an older daemon has told none
-            what = f"a new file with the inode of the old one: generation {is_}, and was {was}"
-            return _not_what_it_was(now, number, what)
+    for key, what in BORN.items():
+        old, new = _listed(before.get(key)), _listed(now.get(key))
+        for number, (was, is_) in enumerate(zip(old, new, strict=False)):
+            if was and is_ and was != is_:  # an older daemon has told none
+                return _not_what_it_was(now, number, f"{what} {is_}, and was {was}")
     return ""
 
 

@@ -39,6 +39,7 @@ class FakeBacking:
     rotational: bool = False
     identity: str = "8:1"
     generation: str = ""
+    diskseq: str = "7"
     how_to_grow: str = "make it larger"
     closed: bool = False
 

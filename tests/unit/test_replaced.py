@@ -134,3 +134,49 @@ def test_where_the_filesystem_tells_no_generation_the_inode_must_do(
     paths[1].rename(folder / "kept.img")
     sparse(paths[1])
     assert "2.img is not what it was" in recovery.replaced(before, remembered("mirror", *paths))
+
+
+def born(*generations: str) -> dict[str, Any]:
+    """What is told of files whose inodes have these generations; none: of one, without."""
+    paths = ("/a", "/b")[: len(generations) or 1]
+    told = {"identity": tuple(f"file 8:1 {path}" for path in paths), "backing": paths}
+    return told | ({"inode_generation": generations} if generations else {})
+
+
+def counted(*numbers: str) -> dict[str, Any]:
+    """What is told of block devices whose disks the kernel has counted so."""
+    return born() | {
+        "identity": tuple(f"block 8:{n}" for n, _ in enumerate(numbers)),
+        "backing": ("/a", "/b")[: len(numbers)],
+        "diskseq": numbers,
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ({}, {}, ""),
+        ({"identity": "file 8:1 5"}, {"identity": "file 8:1 5", "backing": "/a"}, ""),
+        ({"identity": ["a", "b"]}, {"identity": ("a", "b")}, ""),  # JSON has no tuples
+        ({"identity": "file 8:1 5"}, {"identity": "file 8:1 6", "backing": "/a"}, "/a is not what"),
+        ({"identity": ["a", "b"]}, {"identity": ("a", "c"), "backing": ("/a", "/b")}, "/b is not"),
+        ({"identity": ["a", "b"]}, {"identity": ("a",)}, "had 2 backings and has 1"),
+        (born("7"), born("7"), ""),
+        (born("7"), born("8"), "/a is not what it was (a new file with the inode of the old one"),
+        (born(), born("8"), ""),  # remembered by an older ublkd, which told none
+        (born("7"), born(), ""),  # and taken over by one
+        (born("7", "8"), born("7", "9"), "/b is not what"),
+        (born("7", ""), born("7", ""), ""),  # the second is a block device, or on tmpfs
+        (born("7", ""), born("", "9"), ""),
+        (counted("7"), counted("7"), ""),
+        (counted("7"), counted("8"), "/a is not what it was (another disk with the number of"),
+        (counted("7"), {**counted("8"), "diskseq": None}, ""),
+        (counted("", "7"), counted("", "9"), "/b is not what"),
+    ],
+)
+def test_another_file_in_a_backings_place_is_named(
+    before: dict[str, Any], now: dict[str, Any], words: str
+) -> None:
+    why = recovery.replaced(before, now)
+    assert bool(why) == bool(words)
+    assert words in why
