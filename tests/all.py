@@ -37,21 +37,27 @@ class Step:
     suite: bool = False
 
 
+NBD = "test_nbd"
+LIVES = ("test_life", "recover", "upgrade", "killed", "races", "stands_still", "many_devices",
+         "test_names", "device_files", "test_bad", "others_devices", "resize", "below", "verbs",
+         "doctor", "memory")  # fmt: skip
+"""Of tests/device what is about devices and their daemons, by words for pytest's -k. The rest of it
+is about data.
+"""
 FOUR_CPUS = "tests/device/test_nbd_connections.py"
 """A connection has a CPU of its own, and guests have two."""
 DEADLINE = 4000
 """Seconds that the tests in one guest may take."""
 
 
-def device(kernel: str, only: str = "", *, nbd: bool | None = None) -> Step:
-    """The device tests in a guest; ``only`` those that pytest's -m selects, or of NBD, or not."""
-    name, chosen = f"device {kernel}", f"--ignore {FOUR_CPUS}"
-    if only:
-        chosen += f" -m {shlex.quote(only)}"
-    if nbd is not None:
-        name += ", nbd" if nbd else ", others"
-        chosen += f" -k {shlex.quote('test_nbd' if nbd else 'not test_nbd')}"
-    return _guest(name, kernel, 2, f"tests/device {chosen}")
+def device(kernel: str, about: str = "", *, words: str = "", marks: str = "") -> Step:
+    """The device tests in a guest; those that pytest's -k and -m select."""
+    chosen = f"--ignore {FOUR_CPUS}"
+    if marks:
+        chosen += f" -m {shlex.quote(marks)}"
+    if words:
+        chosen += f" -k {shlex.quote(words)}"
+    return _guest(f"device {kernel}{about and f', {about}'}", kernel, 2, f"tests/device {chosen}")
 
 
 def _guest(name: str, kernel: str, cpus: int, tests: str) -> Step:
@@ -71,9 +77,10 @@ ON_THE_HOST = (
     Step("core, sanitized", ["make", "-s", "core-asan"], suite=True),
 )
 IN_GUESTS = (  # what takes longest comes first
-    device("7.2", nbd=False),
-    device("7.2", nbd=True),
-    device("6.12", only="not one_kernel"),
+    device("7.2", "nbd", words=NBD),
+    device("7.2", "lives", words=f"not {NBD} and ({' or '.join(LIVES)})"),
+    device("7.2", "data", words=f"not {NBD} and not ({' or '.join(LIVES)})"),
+    device("6.12", marks="not one_kernel"),
     Step("systemd 7.2", ["make", "-s", "systemd"], suite=True),
     _guest("device 7.2, 4 CPUs", "7.2", 4, FOUR_CPUS),
 )
