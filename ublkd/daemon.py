@@ -46,6 +46,7 @@ class Ready:
     """What the daemon tells once the disk is there."""
 
     id: int
+    cookie: int = 0  # what tells it from a later device of that number
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -130,7 +131,7 @@ def serve(
             target.close()
             raise
         with logged(log) as say, _signals() as signalled, device as disk:
-            ready(Ready(id=disk.id, warnings=_warnings(config, target, disk)))
+            ready(Ready(id=disk.id, cookie=cookie, warnings=_warnings(config, target, disk)))
             say(f"/dev/ublkb{disk.id} is ready: target {config.target}, lease "
                 f"{features.lease.value}, recovery {features.recovery.value}")  # fmt: skip
             _until_the_end(disk, signalled, say, manner, {})
@@ -193,7 +194,11 @@ def _until_the_end(
 
     asked = {DUMP: dump.asked, changes.CHANGED: changed.look, ending.STOPPING: disk.stopping}
     with contextlib.closing(follower):
-        _wait(disk, signalled, asked, pause)
+        try:
+            _wait(disk, signalled, asked, pause)
+        except BaseException:  # a fault of ours is no reason to take a disk from who uses it
+            disk.leave(at_once=True)
+            raise
     if failure := disk.failure:
         disk.leave()
         dump.write()
@@ -259,7 +264,7 @@ def start(config: DeviceConfig) -> Ready:
                 child.end()
                 raise
     except BaseException:
-        _sweep(cookie)
+        take_back(cookie)
         raise
     return ready
 
@@ -331,8 +336,8 @@ def recover(found: Found) -> Ready:
     return ready
 
 
-def _sweep(cookie: int) -> None:
-    """Delete what a daemon that could not clean up left in the driver."""
+def take_back(cookie: int) -> None:
+    """Delete the device of a daemon that could not clean up, or of which nobody learnt."""
     states = StateDir()
     with contextlib.suppress(UblkdError), Control() as control:
         for device in manage.devices(control, states):

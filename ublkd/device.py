@@ -22,7 +22,7 @@ from ublkd.errors import UblkdError, reason
 from ublkd.features import Features, granted, streams
 from ublkd.plugin import refuse_shared_streams
 from ublkd.queue import Queue, QueueConfig
-from ublkd.state import LOCK_SECONDS, DeviceState, StateDir, is_ours
+from ublkd.state import LOCK_SECONDS, DeviceState, StateDir
 from ublkd.target import Target
 from ublkd.target.bridge import serving
 from ublkd.uapi import Feature
@@ -86,7 +86,7 @@ class Device:
         self._queues: list[Queue] = []
         self._undo = ExitStack()
         self._dev_fd: int | None = None
-        self._left = False
+        self._left = self._at_once = False
         self._started = False
         self.info: DevInfo | None = None
 
@@ -176,11 +176,15 @@ class Device:
     def stopping(self) -> None:
         """The disk is about to go: what waits for something that may never come shall not."""
         if hook := getattr(self.target, "stopping", None):
-            hook()
+            with contextlib.suppress(Exception):  # the disk goes whatever its target says
+                hook()
 
-    def leave(self) -> None:
-        """Let the device stay in the driver after ``__exit__``: whoever stopped it deletes it."""
-        self._left = True
+    def leave(self, *, at_once: bool = False) -> None:
+        """Let the device stay in the driver after ``__exit__``: whoever stopped it deletes it.
+
+        ``at_once``: its queues run, and end with the process only.
+        """
+        self._left, self._at_once = True, at_once
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until a queue has ended; whether one has."""
@@ -240,7 +244,7 @@ class Device:
                     cookie=self._cookie,
                 )
             except CommandError as error:
-                raise self._refused(error) from error
+                raise names.not_added(self.control, config, error) from error
             try:
                 self._states.write(self._state(info))
             except BaseException:
@@ -252,28 +256,6 @@ class Device:
     def _nr_queues(self) -> int:
         asked, params = self.config.queues, self.target.params
         return params.queues or min(asked, params.max_queues or asked)
-
-    def _refused(self, error: CommandError) -> UblkdError:
-        if error.errno == errno.EEXIST:
-            owner = "another ublkd device" if self._is_ours(self.config.id) else "another program"
-            return UblkdError(
-                f"device number {self.config.id} is taken by {owner}",
-                hint="leave --id out to get a free one; 'ublkd list' shows those in use",
-            )
-        if error.errno == errno.ENOSPC:
-            return UblkdError("no device number is free", hint="delete devices that are not used")
-        if error.errno == errno.ENOMEM:
-            return UblkdError(
-                f"no memory for {self.config.queues} queues of {self.config.depth} requests",
-                hint="lower --queues or --depth",
-            )
-        return error
-
-    def _is_ours(self, dev_id: int | None) -> bool:
-        try:
-            return dev_id is not None and is_ours(self.control.get_dev_info(dev_id).cookie)
-        except CommandError:
-            return False
 
     def _state(self, info: DevInfo) -> DeviceState:
         return DeviceState(
@@ -353,7 +335,7 @@ class Device:
     @property
     def _waits_for_another(self) -> bool:
         """Whether its queues could only be ended together with the device, which shall live on."""
-        unserved = not self._started or self.failure
+        unserved = not self._started or self.failure or self._at_once
         return bool(self._is_kept and unserved and not all(q.ended for q in self._queues))
 
     def _end_queues(self) -> None:
@@ -369,7 +351,8 @@ class Device:
             self._close_char_device()
         if not self._is_kept:
             with contextlib.suppress(UblkdError):
-                self.control.stop_dev(self.id)
+                if names.is_there(self.control, self.id, self._cookie):
+                    self.control.stop_dev(self.id)
         until = time.monotonic() + END_SECONDS
         stuck = [q.qid for q in self._queues if not q.join(max(0.0, until - time.monotonic()))]
         if stuck:
@@ -393,8 +376,12 @@ class Device:
     def _delete(self) -> None:
         if self._left:
             return
-        try:
-            self.control.del_dev(self.id)
-        except CommandError as error:
-            if error.errno != errno.ENODEV:  # somebody else was faster
-                raise
+        # since nobody has its node open, others may have deleted it and an add have its number
+        with self._states.lock():
+            if not names.is_there(self.control, self.id, self._cookie):
+                return
+            try:
+                self.control.del_dev(self.id)
+            except CommandError as error:
+                if error.errno != errno.ENODEV:  # some other program was faster
+                    raise

@@ -11,7 +11,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ublkd import holders, manage
@@ -108,13 +109,14 @@ def openers(dev_id: int) -> str:
     return "" if held.is_passing else held.words()
 
 
-def try_stop(control: Control, dev_id: int) -> str:
+def try_stop(control: Control, dev_id: int, is_there: Callable[[], object] = lambda: True) -> str:
     """Have the kernel stop a disk that nobody has open; or who has it open, in words for a line.
 
-    Whoever only looks at it is waited for. Raises CommandError.
+    Whoever only looks at it is waited for; ``is_there`` is asked before each try whether the number
+    is still that disk's. Raises CommandError.
     """
     until = time.monotonic() + PASSING_SECONDS
-    while True:
+    while is_there():
         try:
             control.try_stop_dev(dev_id)
         except CommandError as error:
@@ -126,6 +128,7 @@ def try_stop(control: Control, dev_id: int) -> str:
         if not held.is_passing or time.monotonic() > until:
             return held.words() or OPEN
         time.sleep(PASSING_PAUSE)
+    return ""
 
 
 def _refuse(device: Found, words: str) -> None:
@@ -161,7 +164,8 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
     with _watch(device.pid) as daemon:
         try:
             if not force and Feature.SAFE_STOP_DEV in device.info.flags:
-                _refuse(device, try_stop(control, device.info.id))
+                there = partial(again, control, states, device)
+                _refuse(device, try_stop(control, device.info.id, there))
             else:
                 if not force and device.info.state is not DevState.DEAD:
                     _refuse(device, openers(device.info.id))

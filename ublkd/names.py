@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from ublkd import access, udev
 from ublkd.access import Access
+from ublkd.config import DeviceConfig
 from ublkd.control import CommandError, Control
 from ublkd.errors import UblkdError, quoted, reason
-from ublkd.state import DeviceState, StateDir
+from ublkd.state import DeviceState, StateDir, is_ours
 from ublkd.uevent import wait_until
 
 DEV = "/dev"
@@ -31,7 +32,7 @@ def refuse_taken(control: Control, states: StateDir, name: str, but: int | None 
         state = states.read(dev_id)
         if state is None or state.name != name or dev_id == but:
             continue
-        if _is_there(control, dev_id, state.cookie):
+        if is_there(control, dev_id, state.cookie):
             raise UblkdError(
                 f"the name {quoted(name)} is taken by /dev/ublkb{dev_id}",
                 hint="choose another one, or delete that device",
@@ -39,7 +40,8 @@ def refuse_taken(control: Control, states: StateDir, name: str, but: int | None 
         states.remove(dev_id)
 
 
-def _is_there(control: Control, dev_id: int, cookie: int) -> bool:
+def is_there(control: Control, dev_id: int, cookie: int) -> bool:
+    """Whether the number is that very device's. Raises UblkdError if nobody can tell."""
     try:
         return control.get_dev_info(dev_id).cookie == cookie
     except CommandError as error:
@@ -91,6 +93,31 @@ def links(dev_id: int, name: str | None) -> list[str]:
     return [link for link in wanted if os.path.realpath(link) == f"{DEV}/ublkb{dev_id}"]
 
 
+def not_added(control: Control, config: DeviceConfig, error: CommandError) -> UblkdError:
+    """The driver's refusal of an ADD_DEV, in words for whoever asked for it."""
+    if error.errno == errno.EEXIST:
+        owner = "another ublkd device" if _is_ours(control, config.id) else "another program"
+        return UblkdError(
+            f"device number {config.id} is taken by {owner}",
+            hint="leave --id out to get a free one; 'ublkd list' shows those in use",
+        )
+    if error.errno == errno.ENOSPC:
+        return UblkdError("no device number is free", hint="delete devices that are not used")
+    if error.errno == errno.ENOMEM:
+        return UblkdError(
+            f"no memory for {config.queues} queues of {config.depth} requests",
+            hint="lower --queues or --depth",
+        )
+    return error
+
+
+def _is_ours(control: Control, dev_id: int | None) -> bool:
+    try:
+        return dev_id is not None and is_ours(control.get_dev_info(dev_id).cookie)
+    except CommandError:
+        return False
+
+
 def settled(dev_id: int, name: str | None, wanted: Access, gone: str | None = None) -> str:
     """Wait until the links of a device are there, and its node is whose it shall be; where udev
     does not see to the latter, do it. ``gone``: the name whose links must have gone.
@@ -100,19 +127,21 @@ def settled(dev_id: int, name: str | None, wanted: Access, gone: str | None = No
     if not name and not wanted and not gone:
         return ""
     runs, has_rules = udev.runs(), bool(udev.rules())
-    in_time = True
+    disk, in_time = udev.of_disk(dev_id), True
+
+    def is_gone() -> bool:
+        return not disk or udev.of_disk(dev_id) != disk
+
     if runs and has_rules:
-        in_time = wait_until(lambda: _is_settled(dev_id, name, wanted, gone), SECONDS)
+        in_time = wait_until(lambda: is_gone() or _is_settled(dev_id, name, wanted, gone), SECONDS)
     elif runs and wanted:  # what it does with any new disk must not come later
-        in_time = wait_until(lambda: udev.has_seen(dev_id), SECONDS)
-    if not udev.is_disk(dev_id):
+        in_time = wait_until(lambda: is_gone() or udev.has_seen(dev_id), SECONDS)
+    if is_gone():  # no link comes any more, and the number may be another disk's
         return ""
     return _give(dev_id, wanted) or _why_no_links(dev_id, name, runs, has_rules, in_time)
 
 
 def _is_settled(dev_id: int, name: str | None, wanted: Access, gone: str | None) -> bool:
-    if not udev.is_disk(dev_id):
-        return True  # it has been taken away: no link comes any more
     with contextlib.suppress(OSError):
         follows = not name or len(links(dev_id, name)) == len(PLACES)
         is_left = gone != name and links(dev_id, gone)

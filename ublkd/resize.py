@@ -166,7 +166,7 @@ def _change(
 
     if new < old:
         try:
-            control.update_size(device.info.id, new)
+            _update(control, states, device, new)
             changes.change(states, device, edit)
         except BaseException:
             _put_back(control, states, device, old)
@@ -175,10 +175,17 @@ def _change(
     changes.change(states, device, edit)
     if new > old:
         try:
-            control.update_size(device.info.id, new)
+            _update(control, states, device, new)
         except BaseException:
             changes.take_back(states, device, replace(device.state, size=old))
             raise
+
+
+def _update(control: Control, states: StateDir, device: Found, size: int) -> None:
+    """Others may have deleted it by now, and an add have its number."""
+    if manage.again(control, states, device) is None:
+        raise UblkdError(f"{device.called} is gone", hint="see 'ublkd list'")
+    control.update_size(device.info.id, size)
 
 
 def _put_back(control: Control, states: StateDir, device: Found, old: int) -> None:
@@ -190,7 +197,8 @@ def _put_back(control: Control, states: StateDir, device: Found, old: int) -> No
     with contextlib.suppress(UblkdError):
         changes.take_back(states, device, replace(device.state, size=old))
     try:
-        if control.get_params(device.info.id).size != old:
+        now = manage.again(control, states, device)
+        if now and control.get_params(device.info.id).size != old:
             control.update_size(device.info.id, old)
     except UblkdError as error:
         if isinstance(error, CommandError) and error.errno == errno.ENODEV:

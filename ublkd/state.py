@@ -119,7 +119,7 @@ class StateDir:
         ``look`` is called while it waits, and last with the lock: what it raises is the end of it.
         """
         self.prepare()
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _opened(self.path, os.O_NOFOLLOW)
         try:
             _flock(fd, LOCK_SECONDS if seconds is None else seconds, "adding or deleting", look)
             look()
@@ -279,15 +279,19 @@ def locked(folder: Path, seconds: float, doing: str) -> Iterator[None]:
     """One at a time for a folder that is there. Raises UblkdError if another one has been ``doing``
     that for so many seconds.
     """
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UblkdError(f"cannot open {printable(str(folder))}: {reason(error)}") from error
+    fd = _opened(folder)
     try:
         _flock(fd, seconds, doing)
         yield
     finally:
         os.close(fd)
+
+
+def _opened(folder: Path, flags: int = 0) -> int:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise UblkdError(f"cannot open {printable(str(folder))}: {reason(error)}") from error
 
 
 def _write_anew(path: Path, text: str) -> None:

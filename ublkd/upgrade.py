@@ -101,8 +101,11 @@ def _succeed(found: Found, go_read: int, tell: Tell, log: Log) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """An interrupt between the two daemons would leave the device to nobody."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """An interrupt between the two daemons, or the end of the terminal, would leave the device to
+    nobody.
+    """
+    ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         yield
     finally:

@@ -190,10 +190,8 @@ def test_help_that_nobody_gets_is_a_failure_of_one_line(words: list[str], nowher
 def test_a_device_nobody_learns_of_is_taken_back(nowhere: Any) -> None:
     script = """
 from ublkd import daemon
-daemon.start = lambda config: daemon.Ready(id=0)
-def delete(control, states, device, force):
-    print("deleted", device.info.id, file=sys.stderr)
-ending.delete = delete
+daemon.start = lambda config: daemon.Ready(id=0, cookie=7)
+daemon.take_back = lambda cookie: print("deleted", cookie, file=sys.stderr)
 """
     ran = nowhere("add", "-t", "null", script=script)
     assert ran.returncode == 1

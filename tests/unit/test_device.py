@@ -247,8 +247,16 @@ def test_a_dying_device_does_not_remove_its_successors_state(bench: Bench) -> No
 
 def test_a_device_that_somebody_else_deleted_is_forgotten_all_the_same(bench: Bench) -> None:
     with bench.device():
-        bench.log.fail_at, bench.log.error = "del", CommandError(Cmd.DEL_DEV, errno.ENODEV)
-    assert list(bench.log) == UP + DOWN
+        bench.control.known.clear()
+    assert list(bench.log) == UP + [step for step in DOWN if step not in ("stop", "del")]
+    assert bench.left() == []
+
+
+def test_a_device_that_has_got_its_number_is_left_alone(bench: Bench) -> None:
+    with bench.device():
+        bench.control.known[3] = dev_info(3)
+    assert list(bench.log) == UP + [step for step in DOWN if step not in ("stop", "del")]
+    assert list(bench.control.known) == [3]
 
 
 def test_a_disk_that_will_not_stop_is_still_taken_apart(bench: Bench) -> None:

@@ -102,6 +102,17 @@ def test_whoever_deletes_it_is_not_waited_for(
     assert "end recovery" not in bench.log
 
 
+def test_what_is_left_at_once_is_left_with_its_queues(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_stuck", [])
+    with bench.taken() as disk:
+        disk.leave(at_once=True)
+    assert list(bench.log) == AGAIN
+    assert device._stuck  # until the process ends
+    assert list(bench.control.known) == [3]
+
+
 def test_a_quiesced_device_is_left_as_it_is(bench: Bench) -> None:
     before = open_fds()
     with bench.taken() as disk:

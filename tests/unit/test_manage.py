@@ -237,6 +237,21 @@ def test_udev_s_glance_at_a_disk_is_waited_for(
         ending.stop(machine.control, machine.states, machine.found("db"))
 
 
+def test_another_disk_that_got_the_number_meanwhile_is_not_stopped(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def try_stop(_: int) -> None:
+        machine.log.step("try stop")
+        machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 2, flags=Feature.SAFE_STOP_DEV)
+        raise CommandError(Cmd.TRY_STOP_DEV, errno.EBUSY)
+
+    machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, flags=Feature.SAFE_STOP_DEV)
+    monkeypatch.setattr(machine.fake, "try_stop_dev", try_stop)
+    held(monkeypatch, "(udev-worker)")
+    ending.stop(machine.control, machine.states, machine.found("db"))
+    assert list(machine.log) == ["try stop"]
+
+
 def test_where_the_kernel_cannot_refuse_processes_are_looked_for(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

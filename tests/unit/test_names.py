@@ -36,6 +36,7 @@ class World:
         self.is_done = True
         self.has_udev = self.has_rules = True
         self.has_seen = False
+        self.disk = "3.7.udev"
         self.announced: list[int] = []
         monkeypatch.setattr(names, "DEV", str(self.dev))
         monkeypatch.setattr(names, "wait_until", self.wait_until)
@@ -43,7 +44,7 @@ class World:
         monkeypatch.setattr(udev, "rules", lambda: "/rules" if self.has_rules else "")
         monkeypatch.setattr(udev, "has_seen", lambda _: self.has_seen)
         monkeypatch.setattr(udev, "announce", self.announced.append)
-        monkeypatch.setattr(udev, "is_disk", lambda _: self.node.exists())
+        monkeypatch.setattr(udev, "of_disk", lambda _: self.disk if self.node.exists() else None)
 
     def wait_until(self, is_true: Callable[[], bool], seconds: float) -> bool:
         if not is_true():
@@ -78,6 +79,15 @@ def test_links_are_waited_for_and_told(world: World) -> None:
 def test_a_disk_that_is_taken_away_meanwhile_is_waited_for_no_more(world: World) -> None:
     world.does = world.node.unlink
     assert world.settled("db", mode="0640") == ""
+
+
+def test_another_disk_that_got_its_number_is_not_given_away(world: World) -> None:
+    def reuse() -> None:
+        world.disk = "3.8.udev"
+
+    world.does = reuse
+    assert world.settled("db", mode="0640") == ""
+    assert world.node.stat().st_mode & 0o777 == 0o600
 
 
 def test_links_that_lead_elsewhere_do_not_count(world: World) -> None:

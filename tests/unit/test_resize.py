@@ -234,6 +234,34 @@ def test_a_cut_that_the_driver_refuses_asks_nobody(world: World) -> None:
     assert world.log.count("size 4096") == len([w for w in world.log if w.startswith("size")])
 
 
+@pytest.mark.parametrize("size", [4096, 2 * MIB])
+@pytest.mark.parametrize("force", [False, True])
+def test_another_disk_that_got_its_number_keeps_its_size(
+    world: World, monkeypatch: pytest.MonkeyPatch, size: int, force: bool
+) -> None:
+    def others(_: LoopTarget) -> int:
+        world.control.known[3] = replace(INFO, cookie=INFO.cookie + 1)
+        return 2 * MIB
+
+    monkeypatch.setattr(LoopTarget, "size_now", others)
+    with pytest.raises(UblkdError, match="/dev/ublkb3 is gone"):
+        world.resize(size, force=force)
+    assert not [word for word in world.log if word.startswith("size")]
+
+
+def test_a_cut_that_fails_as_the_disk_goes_puts_nothing_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        world.control.known[3] = replace(INFO, cookie=INFO.cookie + 1)
+        raise UblkdError("it has ended")
+
+    monkeypatch.setattr(changes, "change", fail)
+    with pytest.raises(UblkdError, match="it has ended"):
+        world.resize(4096)
+    assert [word for word in world.log if word.startswith("size")] == ["size 4096"]
+
+
 def test_a_disk_that_stays_cut_is_told_of(world: World) -> None:
     def refuse() -> None:
         world.control.error = CommandError(Cmd.UPDATE_SIZE, 5) if "tell" in world.log else None

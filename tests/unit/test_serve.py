@@ -77,8 +77,8 @@ class Disk:
     def stopped_by_others(self) -> bool:
         return self.wait(0) and not self.failure
 
-    def leave(self) -> None:
-        self.log.step("leave")
+    def leave(self, *, at_once: bool = False) -> None:
+        self.log.step("leave at once" if at_once else "leave")
 
     def stopping(self) -> None:
         self.log.step("stopping")
@@ -148,7 +148,7 @@ def test_a_signal_ends_the_device_in_order(bench: Bench, number: signal.Signals)
     assert list(bench.log) == ["up", "down"]
     assert handlers() == before
     assert open_fds() == fds
-    assert bench.heard == [daemon.Ready(id=3)]
+    assert bench.heard == [daemon.Ready(id=3, cookie=1)]
     assert bench.heard[0].node == "/dev/ublkb3"
     assert "/dev/ublkb3 is ready" in bench.lines[0]
 

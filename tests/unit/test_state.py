@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import threading
@@ -288,6 +289,17 @@ except UblkdError as error:
         assert "another ublkd has been adding or deleting for 0.1 seconds" in out.stdout
         assert "| look for" in out.stdout
     assert python("-c", script, str(folder.path)).stdout == "in\n"
+
+
+def test_a_lock_for_which_there_is_no_descriptor_is_an_error_of_ours(
+    folder: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UblkdError, match=r"cannot open .*: too many open files"), folder.lock():
+        pytest.fail("it has none")
 
 
 def test_the_lock_is_given_back_after_an_exception(

@@ -122,7 +122,7 @@ def test_a_device_that_others_have_deleted_or_serve_does_not_wait(tmp_path: Path
     assert told["did"] == ["look", "quiesce"]
 
 
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupt_between_the_two_daemons_does_not_end_the_one_that_serves_by_then(
     tmp_path: Path, signal: str
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ublkd.cli import complete
-from ublkd.cli.common import HELP, Command, cli, click_option, driver, json_option
+from ublkd.cli.common import HELP, Command, cli, click_option, json_option
 from ublkd.cli.output import emit, emit_json, served, warn
 from ublkd.errors import UblkdError
 
@@ -125,8 +125,8 @@ def add(ctx: click.Context, /, as_json: bool, foreground: bool, **words: Any) ->
     ready = daemon.start(wanted)
     try:
         announce(ready)
-    except UblkdError:
-        _take_back(ready.id)
+    except BaseException:
+        daemon.take_back(ready.cookie)  # nobody learnt of it, so nobody would delete it
         raise
     return 0
 
@@ -149,11 +149,3 @@ def _age_ms() -> int:
     with open("/proc/self/stat") as f:
         started = int(f.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return round((time.clock_gettime(time.CLOCK_BOOTTIME) - started) * 1000)
-
-
-def _take_back(dev_id: int) -> None:
-    """Nobody learnt of the device, so nobody would delete it."""
-    from ublkd import ending, manage
-
-    with driver() as (control, states):
-        ending.delete(control, states, manage.find(control, states, str(dev_id)), force=True)
