@@ -19,6 +19,7 @@ from tools import (
     device,
     figures,
     fio,
+    kernel_loop,
     leases,
     lent_and_copied,
     mounted,
@@ -146,6 +147,23 @@ def test_another_file_in_the_backings_place_is_refused(scratch: Path) -> None:
         os.truncate(backing, 32 * MIB)
         ublkd("recover", node)
         fio(node, "--rw=randwrite", "--bs=4k", "--size=1m", "--verify=crc32c")
+    nothing_left()
+
+
+def test_so_is_another_disk_that_has_the_number_of_the_old_one(scratch: Path) -> None:
+    one, two = (sparse(scratch / name, 32 * MIB) for name in ("one.img", "two.img"))
+
+    def other(backing: str) -> bool:
+        return not run("losetup", backing, two, check=False).returncode
+
+    with kernel_loop(one) as backing, device("loop", "--file", backing) as node:
+        kill(node)
+        ublkd("recover", node)  # it is the same disk
+        kill(node)
+        run("losetup", "--detach", backing)
+        wait_until(lambda: other(backing), 10, "the end of the dead daemon's ring")
+        said = refused("recover", node)
+        assert f"{backing} is not what it was (another disk with the number of the old one" in said
     nothing_left()
 
 
