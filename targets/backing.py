@@ -24,6 +24,8 @@ BLKPBSZGET = 0x127B
 BLKGETDISKSEQ = 0x80081280
 FS_IOC_GETVERSION = 0x80087601
 PAGE = 4096
+DISK_IDS = ("dm/uuid", "md/uuid", "wwid", "device/wwid")
+"""Where in sysfs disks have names that they keep: device-mapper, md, NVMe, SCSI."""
 UNBOUNDED = 0xFFFFFFFF // 512 * 512
 """Bytes: the most that one request without data can name, in the driver's 32-bit sectors."""
 
@@ -127,18 +129,22 @@ class Backing:
         return str(struct.unpack_from("I", found)[0])  # a long by its name, an int in truth
 
     @property
-    def diskseq(self) -> str:
+    def disk_id(self) -> str:
         """Of a block device's disk: what tells it from a later one with its number; else empty.
 
-        The kernel counts all disks, and a loop device is another one with each file.
+        Its own name for itself; where it has none, the kernel's count of all disks (diskseq), by
+        which one that is gone and comes again is another one.
         """
         if not self.is_block_device:
             return ""
+        for name in DISK_IDS:
+            if found := _of_disk(self.fd, name):
+                return f"{name} {found}"
         try:
-            found = fcntl.ioctl(self.fd, BLKGETDISKSEQ, bytes(8))
+            number = fcntl.ioctl(self.fd, BLKGETDISKSEQ, bytes(8))
         except OSError:
             return ""
-        return str(struct.unpack("Q", found)[0])
+        return f"diskseq {struct.unpack('Q', number)[0]}"
 
     def discard(self) -> tuple[int, int]:
         """Granularity and maximum of a discard; a maximum of 0: it cannot."""
@@ -168,7 +174,7 @@ def apart(backings: Sequence[Backing]) -> dict[str, tuple[str, ...]]:
     told = {
         "identity": tuple(backing.identity for backing in backings),
         "inode_generation": tuple(backing.generation for backing in backings),
-        "diskseq": tuple(backing.diskseq for backing in backings),
+        "disk_id": tuple(backing.disk_id for backing in backings),
     }
     return {key: values for key, values in told.items() if any(values)}
 
@@ -272,19 +278,24 @@ def _physical_block(fd: int) -> int:
 
 
 def _queue_limit(fd: int, name: str) -> int:
-    """A number from the sysfs queue folder of a block device, or of the one below a file.
+    """A number from the queue folder of ``_of_disk``; 0 where there is none."""
+    with contextlib.suppress(ValueError):
+        return int(_of_disk(fd, f"queue/{name}"))
+    return 0
 
-    0 where there is none: a filesystem in memory, on the network, or over several disks.
+
+def _of_disk(fd: int, name: str) -> str:
+    """A line from the sysfs folder of a block device's disk, or of the one below a file.
+
+    Empty where there is none: a filesystem in memory, on the network, or over several disks.
     """
     found = os.fstat(fd)
     number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
     device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    for folder in (device, device.resolve().parent):  # a partition's limits are its disk's
-        try:
-            return int((folder / "queue" / name).read_text())
-        except (OSError, ValueError):
-            continue
-    return 0
+    for folder in (device, device.resolve().parent):  # what a partition has not, its disk has
+        with contextlib.suppress(OSError, ValueError):
+            return (folder / name).read_text().strip()
+    return ""
 
 
 # --- direct I/O -----------------------------------------------------------------------------

@@ -376,12 +376,10 @@ class Device:
     def _delete(self) -> None:
         if self._left:
             return
-        # since nobody has its node open, others may have deleted it and an add have its number
-        with self._states.lock():
-            if not names.is_there(self.control, self.id, self._cookie):
-                return
-            try:
+        try:
+            # since nobody has its node open, others may have deleted it and an add have its number
+            if names.is_there(self.control, self.id, self._cookie):
                 self.control.del_dev(self.id)
-            except CommandError as error:
-                if error.errno != errno.ENODEV:  # some other program was faster
-                    raise
+        except CommandError as error:
+            if error.errno != errno.ENODEV:  # somebody else was faster
+                raise

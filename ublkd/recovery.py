@@ -244,7 +244,7 @@ def _tell_what_was(target: Target, states: StateDir, info: DevInfo) -> None:
 
 BORN = {
     "inode_generation": "a new file with the inode of the old one: generation",
-    "diskseq": "another disk with the number of the old one: diskseq",
+    "disk_id": "another disk with the number of the old one:",
 }
 """What tells two backings apart that have the same ``identity`` one after the other."""
 

@@ -81,7 +81,7 @@ class Keeper:
         self._params = params
         self._dial = dial
         self._links = range(settings.connections)
-        self._ending = False
+        self._ending = self._failing = False
         self._relays: list[Relay] = []
         self._pause, self._answered = FIRST_PAUSE, -1
         self.links = ffi.NULL
@@ -107,10 +107,7 @@ class Keeper:
             "gather_bytes": gathered(settings),
             "journal_bytes": self.journal.bytes if self.journal else 0,
             "journal": self.journal.memory if self.journal else ffi.NULL,
-            # who trusts the server lets the next connection's flush say what went wrong
-            "flushes": self.export.flush
-            and not self._params.read_only
-            and settings.after_reconnect != "trust",
+            "flushes": self.export.flush and not self._params.read_only and settings.doubts,
         }
         self.links = lib.nbd_new(ffi.new("struct nbd_config *", config))
         if self.links == ffi.NULL:
@@ -123,7 +120,7 @@ class Keeper:
         flushed them up to that one. Its journal has died with it.
         """
         lib.nbd_inherit(self.links, acked, flushed)
-        if lib.nbd_unflushed(self.links) and self._settings.after_reconnect != "trust":
+        if lib.nbd_unflushed(self.links) and self._settings.doubts:
             lib.nbd_fail_flush(self.links)
             log.warning("%s: writes of the daemon before that no flush has covered may be lost: "
                         "the next flush fails", self._shown)  # fmt: skip
@@ -164,6 +161,8 @@ class Keeper:
         self._thread.join(END_SECONDS)
         if self._thread.is_alive():
             return  # what it uses has to stay
+        if self._failing:  # what they have not sent yet must not arrive any more
+            self._parting.end_used()
         self._close_relays(linger=True)
         self._free()
 
@@ -319,7 +318,7 @@ class Keeper:
                 replay(Stream(connection.socket, patience), writes, patience, self._safe)
             log.warning("%s: %d writes that no flush has covered were written again",
                         self._shown, len(writes))  # fmt: skip
-        elif self._settings.after_reconnect != "trust":
+        elif self._settings.doubts:
             lib.nbd_fail_flush(self.links)
             log.warning("%s: the server may have lost writes that no flush has covered: the next "
                         "flush fails", self._shown)  # fmt: skip
@@ -337,7 +336,7 @@ class Keeper:
                 raise Refusal(f"the export has {export.disk_size} bytes, and the disk shall have "
                               f"{self._least}")  # fmt: skip
             self._attach(connections)
-            self.export, self._up = export, True
+            self.export, self._up, self._failing = export, True, False
 
     def _attach(self, connections: Sequence[Connection]) -> None:
         """Hand them to the queues."""
@@ -368,6 +367,7 @@ class Keeper:
         self._relays.clear()
 
     def _fail(self) -> None:
+        self._failing = True
         for link in self._links:
             lib.nbd_fail(self.links, link)
 

@@ -195,7 +195,10 @@ int64_t link_take_room(struct link *l, const struct nbd_entry *e);
 /* If requests wait for room in the journal: something may have changed. */
 void link_try_again(struct link *l);
 
-/* Whether a flush is the one that tells of writes that are lost: once asked, it is. */
+/* Whether a flush has to tell of writes that are lost. */
+bool link_must_tell(const struct link *l);
+
+/* Whether this flush is the one that does. */
 bool link_must_fail(struct link *l);
 
 /* The flush of our own was answered, with an error of the server's or 0. */

@@ -45,8 +45,8 @@ static void take_reply(struct link *l, struct group *g, uint32_t error)
 	/* what counts of a write that was gathered: it has no members */
 	int done = command == NBD_WRITE ? (int)length : 0;
 
-	/* a loss that was learnt of while it was under way */
-	if (error == 0 && command == NBD_FLUSH && link_must_fail(l))
+	/* learnt of while it was under way; it may not cover what is lost */
+	if (error == 0 && command == NBD_FLUSH && link_must_tell(l))
 		error = NBD_EIO;
 	if (error == 0)
 		note_success(l, s);

@@ -21,6 +21,13 @@ class Settings:
     follow: bool = False  # whether an export that has grown is one to go on with
 
     @property
+    def doubts(self) -> bool:
+        """Whether what no flush has covered may be lost with a connection; else the next one's
+        flush says so.
+        """
+        return self.after_reconnect != "trust"
+
+    @property
     def timeout_ns(self) -> int:
         """As C has it."""
         return _ns(self.timeout)

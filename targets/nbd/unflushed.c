@@ -99,15 +99,32 @@ bool nbd_unflushed(const struct nbd *n)
 	       __atomic_load_n(&n->flushed, __ATOMIC_ACQUIRE);
 }
 
-void nbd_fail_flush(struct nbd *n)
+static void tell_of_loss(struct nbd *n)
 {
+	__atomic_add_fetch(&n->lost_flushes, 1, __ATOMIC_ACQ_REL);
 	/* once is enough: from here on they count as told of */
 	nbd_note_flush(n, __atomic_load_n(&n->acked, __ATOMIC_ACQUIRE));
-	__atomic_store_n(&n->journal_broken, false, __ATOMIC_RELEASE);
-	__atomic_add_fetch(&n->lost_flushes, 1, __ATOMIC_ACQ_REL);
 }
 
-static bool must_tell(const struct link *l)
+void nbd_fail_flush(struct nbd *n)
+{
+	tell_of_loss(n);
+	__atomic_store_n(&n->journal_broken, false, __ATOMIC_RELEASE);
+}
+
+/*
+ * Servers say it once, and whoever waits for it is not us. The next daemon
+ * must know as well, whatever flush has succeeded: one write more counts as
+ * not flushed.
+ */
+static void note_refusal(struct link *l)
+{
+	own_stats(l->own)->acked_writes =
+		__atomic_add_fetch(&l->disk->acked, 1, __ATOMIC_ACQ_REL);
+	tell_of_loss(l->disk);
+}
+
+bool link_must_tell(const struct link *l)
 {
 	return l->failed_flushes !=
 	       __atomic_load_n(&l->disk->lost_flushes, __ATOMIC_ACQUIRE);
@@ -115,10 +132,11 @@ static bool must_tell(const struct link *l)
 
 bool link_must_fail(struct link *l)
 {
-	bool must = must_tell(l);
-
-	l->failed_flushes =
+	uint32_t lost =
 		__atomic_load_n(&l->disk->lost_flushes, __ATOMIC_ACQUIRE);
+	bool must = lost != l->failed_flushes;
+
+	l->failed_flushes = lost;
 	return must;
 }
 
@@ -194,9 +212,9 @@ void link_on_room(struct link *l, uint32_t error)
 	struct slot *s = &l->slots[own_depth(l->own)];
 
 	s->state = SLOT_FREE;
-	if (error) /* servers say it once, and whoever waits for it is not us */
-		nbd_fail_flush(l->disk);
-	else if (must_tell(l)) /* the counters say so to the next daemon */
+	if (error)
+		note_refusal(l);
+	else if (link_must_tell(l)) /* the counters say so to the next daemon */
 		nbd_note_flush(l->disk, s->covers);
 	else
 		link_note_flush(l, s->covers);
@@ -244,7 +262,8 @@ static bool is_over(const struct link *l)
 	const struct nbd *n = l->disk;
 
 	/* of a loss a flush has to tell, and not to cover it up */
-	return l->state != NBD_CONNECTED || l->out_of_time || must_tell(l) ||
+	return l->state != NBD_CONNECTED || l->out_of_time ||
+	       link_must_tell(l) ||
 	       __atomic_load_n(&n->stopping, __ATOMIC_SEQ_CST) ||
 	       !n->cfg.flushes || !nbd_unflushed(n);
 }

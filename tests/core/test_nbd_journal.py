@@ -222,6 +222,23 @@ def test_so_it_is_by_one_that_is_under_way(disk: NbdDisk) -> None:
     assert disk.result(3) == -errno.EIO
     answer(disk, server, 1, 2)
     check_written(disk, 0, 1, 2)
+    assert flushed(disk) == -errno.EIO  # the other one may not have covered what is lost
+
+
+def test_a_flush_that_was_answered_before_does_not_cover_it_up(disk: NbdDisk) -> None:
+    server = attach(disk)
+    write(disk, 0, 1, 2)
+    answer(disk, server, 0)
+    disk.begin(3, FLUSH)
+    disk.settle()
+    answer(disk, server, 3)
+    assert disk.result(3) == 0
+    assert not doubts(disk)
+    answer(disk, server, OUR_FLUSH, error=5)
+    assert doubts(disk)
+    answer(disk, server, 1, 2)
+    check_written(disk, 0, 1, 2)
+    assert flushed(disk) == -errno.EIO
 
 
 def test_one_that_makes_room_covers_up_no_loss(disk: NbdDisk) -> None:

@@ -39,7 +39,7 @@ class FakeBacking:
     rotational: bool = False
     identity: str = "8:1"
     generation: str = ""
-    diskseq: str = "7"
+    disk_id: str = "wwid 7"
     how_to_grow: str = "make it larger"
     closed: bool = False
 

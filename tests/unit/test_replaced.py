@@ -148,7 +148,7 @@ def counted(*numbers: str) -> dict[str, Any]:
     return born() | {
         "identity": tuple(f"block 8:{n}" for n, _ in enumerate(numbers)),
         "backing": ("/a", "/b")[: len(numbers)],
-        "diskseq": numbers,
+        "disk_id": numbers,
     }
 
 
@@ -170,7 +170,7 @@ def counted(*numbers: str) -> dict[str, Any]:
         (born("7", ""), born("", "9"), ""),
         (counted("7"), counted("7"), ""),
         (counted("7"), counted("8"), "/a is not what it was (another disk with the number of"),
-        (counted("7"), {**counted("8"), "diskseq": None}, ""),
+        (counted("7"), {**counted("8"), "disk_id": None}, ""),
         (counted("", "7"), counted("", "9"), "/b is not what"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.nbd.keeping import PARAMS, URI, World
 from tests.unit.nbd.links import EXPORT, Clock, Servers, refused
 from ublkd.targets.nbd.keeper import LONGEST_PAUSE, SLOW_SECONDS, STOP_SECONDS, Keeper
+from ublkd.targets.nbd.parting import Parting
 from ublkd.targets.nbd.settings import Settings
 
 # --- the end ----------------------------------------------------------------
@@ -115,6 +116,25 @@ def test_a_flush_may_take_longer_at_the_end_than_what_is_quick(
     world.stop()
     links.until(lambda: "fail 0" in links.did)
     assert world.failed_after() == seconds
+
+
+@pytest.mark.parametrize("unanswered", [0, 1])
+def test_what_failed_connections_have_not_sent_does_not_arrive_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, unanswered: int
+) -> None:
+    ended: list[Parting] = []
+
+    def end_used(parting: Parting) -> None:
+        ended.append(parting)
+
+    monkeypatch.setattr(Parting, "end_used", end_used)
+    links = world.keep()
+    if unanswered:
+        links.link[0].unanswered = 1
+        world.stop()
+        links.until(lambda: "fail 0" in links.did)
+    world.close()
+    assert bool(ended) == bool(unanswered)
 
 
 @pytest.mark.parametrize("lost", [False, True])
