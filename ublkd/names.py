@@ -1,4 +1,4 @@
-"""What a device is called: one name for one device, and the links in /dev that lead to it."""
+"""What a device is called: its number and its name, which are its own, and its links in /dev."""
 
 from __future__ import annotations
 

@@ -191,6 +191,12 @@ class NbdDisk:
         self.lib.nbd_fail(self.links, self.link)
 
     @property
+    def doubts(self) -> bool:
+        """Whether the next daemon would fail a flush."""
+        stats = self.driver.stats
+        return bool(stats.acked_writes > stats.flushed_writes)
+
+    @property
     def status(self) -> Status:
         told = self.core.ffi.new("struct nbd_status *")
         self.lib.nbd_look(self.links, self.link, told)

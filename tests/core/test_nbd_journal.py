@@ -25,7 +25,7 @@ from .nbd_journal import (
     write,
     written,
 )
-from .nbd_server import WIRE_FUA, WIRE_NO_HOLE, Command
+from .nbd_server import WIRE_FUA, WIRE_NO_HOLE, Command, Server
 
 
 @pytest.fixture
@@ -179,12 +179,6 @@ def flushed(disk: NbdDisk, tag: int = 3) -> int:
     return disk.result(tag)
 
 
-def doubts(disk: NbdDisk) -> bool:
-    """Whether the next daemon would fail a flush."""
-    stats = disk.driver.stats
-    return bool(stats.acked_writes > stats.flushed_writes)
-
-
 @pytest.mark.parametrize("error", [5, 22, 28, 95])
 def test_a_flush_of_ours_that_is_refused_is_told_by_the_kernels_next_one(
     disk: NbdDisk, error: int
@@ -200,23 +194,29 @@ def test_a_flush_of_ours_that_is_refused_is_told_by_the_kernels_next_one(
     answer(disk, server, 2, 3)
     check_written(disk, 0, 1, 2, 3)
     check_stored(server, 0, 1, 2, 3)
-    assert doubts(disk)
+    assert disk.doubts
     assert flushed(disk, 0) == -errno.EIO
     assert not server.asked
     disk.begin(0, FLUSH)
     disk.settle()
     answer(disk, server, 0)
     assert disk.result(0) == 0
-    assert not doubts(disk)
+    assert not disk.doubts
 
 
-def test_so_it_is_by_one_that_is_under_way(disk: NbdDisk) -> None:
+def two_flushes(disk: NbdDisk) -> Server:
+    """Under way: ours, and that of tag 3 behind it."""
     server = attach(disk)
     write(disk, 0, 1, 2)
     answer(disk, server, 0)
     disk.begin(3, FLUSH)
     disk.settle()
     assert heard(server) == [1, OUR_FLUSH, 3]
+    return server
+
+
+def test_so_it_is_by_one_that_is_under_way(disk: NbdDisk) -> None:
+    server = two_flushes(disk)
     answer(disk, server, OUR_FLUSH, error=5)
     answer(disk, server, 3)
     assert disk.result(3) == -errno.EIO
@@ -226,16 +226,12 @@ def test_so_it_is_by_one_that_is_under_way(disk: NbdDisk) -> None:
 
 
 def test_a_flush_that_was_answered_before_does_not_cover_it_up(disk: NbdDisk) -> None:
-    server = attach(disk)
-    write(disk, 0, 1, 2)
-    answer(disk, server, 0)
-    disk.begin(3, FLUSH)
-    disk.settle()
+    server = two_flushes(disk)
     answer(disk, server, 3)
     assert disk.result(3) == 0
-    assert not doubts(disk)
+    assert not disk.doubts
     answer(disk, server, OUR_FLUSH, error=5)
-    assert doubts(disk)
+    assert disk.doubts
     answer(disk, server, 1, 2)
     check_written(disk, 0, 1, 2)
     assert flushed(disk) == -errno.EIO
@@ -249,7 +245,7 @@ def test_one_that_makes_room_covers_up_no_loss(disk: NbdDisk) -> None:
     write(disk, 0, 1, 2)
     answer(disk, server, 0)
     answer(disk, server, OUR_FLUSH)
-    assert doubts(disk)  # and so would the next one, if this one died now
+    assert disk.doubts  # and so would the next one, if this one died now
     answer(disk, server, 1, 2)
     check_written(disk, 0, 1, 2)
     assert flushed(disk) == -errno.EIO

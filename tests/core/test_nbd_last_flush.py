@@ -33,23 +33,17 @@ def written(disk: NbdDisk, op: int = WRITE) -> None:
     assert disk.result(3) >= 0
 
 
-def doubts(disk: NbdDisk) -> bool:
-    """Whether the next daemon would fail a flush."""
-    stats = disk.driver.stats
-    return bool(stats.acked_writes > stats.flushed_writes)
-
-
 def test_it_covers_what_was_acknowledged(disk: NbdDisk) -> None:
     written(disk)
-    assert doubts(disk)
+    assert disk.doubts
     assert disk.driver.winds_up()
     disk.until_asked(server_of(disk))
     assert [asked.command for asked in server_of(disk).asked] == [Command.FLUSH]
     assert disk.driver.winds_up()  # the answer is not there
-    assert doubts(disk)
+    assert disk.doubts
     server_of(disk).answer_all()
     disk.until(lambda: not disk.driver.winds_up())
-    assert not doubts(disk)
+    assert not disk.doubts
 
 
 def test_it_is_not_sent_where_there_is_nothing_to_cover(disk: NbdDisk) -> None:
@@ -68,7 +62,7 @@ def test_one_that_is_refused_covers_nothing_and_is_not_tried_again(disk: NbdDisk
     server_of(disk).answer(server_of(disk).asked[0], 5)
     disk.until(lambda: not disk.driver.winds_up())
     assert not server_of(disk).asked
-    assert doubts(disk)
+    assert disk.doubts
 
 
 def test_a_server_that_is_lost_meanwhile_is_not_waited_for(disk: NbdDisk) -> None:
@@ -79,7 +73,7 @@ def test_a_server_that_is_lost_meanwhile_is_not_waited_for(disk: NbdDisk) -> Non
     disk.until(lambda: not disk.driver.winds_up())
     disk.attach(Store(noise(1 << 16)))
     disk.until_connected()  # it may be another one: its flush would say nothing
-    assert doubts(disk)
+    assert disk.doubts
 
 
 def test_a_silent_server_is_waited_for_but_not_for_ever(disk: NbdDisk) -> None:
@@ -87,7 +81,7 @@ def test_a_silent_server_is_waited_for_but_not_for_ever(disk: NbdDisk) -> None:
     assert disk.driver.winds_up()
     disk.until_asked(server_of(disk))
     disk.until(lambda: not disk.driver.winds_up())
-    assert doubts(disk)
+    assert disk.doubts
 
 
 def test_a_disk_that_goes_for_good_needs_none(disk: NbdDisk) -> None:
@@ -122,7 +116,7 @@ def test_it_does_not_cover_up_a_loss_that_nobody_has_been_told_of(disk: NbdDisk)
     disk.lib.nbd_fail_flush(disk.links)
     written(disk)
     assert not disk.driver.winds_up()
-    assert doubts(disk)
+    assert disk.doubts
 
 
 def test_another_links_writes_are_for_its_own_flush(new_disk: DiskMaker) -> None:
