@@ -81,7 +81,8 @@ def _recorded(qid: int, number: int, entry: Any) -> Recorded:
         ended=entry.ended / 1e9,
         op=Op(op).name.lower() if op in iter(Op) else f"op {op}",
         fua=bool(entry.op_flags & lib.UBLK_IO_F_FUA),
-        offset=entry.start_sector * SECTOR,
+        # the block layer gives a flush sector -1, which is no place on the disk
+        offset=entry.start_sector * SECTOR if op != Op.FLUSH else 0,
         length=entry.nr_sectors * SECTOR,
         lease=LEASES.get(entry.lease) if op in CARRIES_DATA else None,
         members=entry.members,

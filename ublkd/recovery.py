@@ -233,7 +233,8 @@ def refuse_unfit(
     if why:
         raise UblkdError(
             f"/dev/ublkb{info.id} cannot be served by what is there now: {why}",
-            hint=f"bring back what was there; if nobody serves it, 'ublkd recover {info.id}' then",
+            hint=f"bring back what was there; if nobody serves it, 'ublkd recover {info.id}' then. "
+            f"What can never come back: 'ublkd del {info.id}'",
         )
 
 

@@ -40,12 +40,14 @@ def test_requests_of_all_queues_are_told_by_the_time_of_their_end(
     put(queues[0], 1, ended=3_000_000_000, took=1500, start_sector=8, nr_sectors=16, result=8192,
         op_flags=Op.WRITE | lib.UBLK_IO_F_FUA, members=2, shorts=1,
         lease=lib.LEASE_AUTO)  # fmt: skip
-    put(queues[1], 1, ended=2_000_000_000, op_flags=Op.FLUSH, result=-errno.EIO)
+    put(queues[1], 1, ended=2_000_000_000, op_flags=Op.FLUSH, result=-errno.EIO,
+        start_sector=(1 << 64) - 1)  # fmt: skip
     put(queues[1], 2, ended=4_000_000_000, op_flags=200, result=-9999)
     flush, write, odd = recorder.read(tmp_path / "0.stats")
     assert (write.queue, write.number, write.op, write.fua) == (0, 1, "write", True)
     assert (write.offset, write.length, write.result, write.us) == (4096, 8192, 8192, 1.5)
     assert (write.members, write.shorts, write.lease, write.ended) == (2, 1, "auto", 3.0)
+    assert (flush.offset, flush.length) == (0, 0)
     assert (flush.queue, flush.op, flush.lease, flush.told_result) == (1, "flush", None, "-EIO")
     assert (odd.op, odd.told_result) == ("op 200", "-9999")
     assert all(is_one_line(str(entry)) for entry in (flush, write, odd))
