@@ -193,7 +193,9 @@ def _open(path: str, *, read_only: bool, share: bool) -> int:
         ) from error
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
-        raise UblkdError(f"cannot look at {shown}: {why}") from error
+        raise UblkdError(
+            f"cannot look at {shown}: {why}", hint=f"see 'namei -l {shown}'"
+        ) from error
     if kind not in (stat.S_IFREG, stat.S_IFBLK):
         raise UblkdError(
             f"{shown} is {KINDS.get(kind, 'neither a file nor a block device')}",
@@ -222,10 +224,16 @@ def _open_patiently(path: str, flags: int, *, read_only: bool) -> int:
                     f"{printable(path)} cannot be opened for writing: {reason(error)}",
                     hint="serve it with --read-only, or see 'ls -l' and 'lsattr'",
                 ) from error
-            raise UblkdError(f"cannot open {printable(path)}: {reason(error)}") from error
+            shown = printable(path)
+            raise UblkdError(
+                f"cannot open {shown}: {reason(error)}", hint=f"see 'namei -l {shown}', and dmesg"
+            ) from error
     if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISBLK(mode)):
         os.close(fd)  # replaced since it was looked at
-        raise UblkdError(f"{printable(path)} is no longer a file or block device")
+        raise UblkdError(
+            f"{printable(path)} is no longer a file or block device",
+            hint="something has just replaced it",
+        )
     return fd
 
 

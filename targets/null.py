@@ -50,7 +50,9 @@ class NullTarget:
         try:
             self._zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise UblkdError(f"cannot open /dev/zero: {reason(error)}") from error
+            raise UblkdError(
+                f"cannot open /dev/zero: {reason(error)}", hint="is /dev mounted?"
+            ) from error
 
     @classmethod
     def from_options(cls, options: Mapping[str, OptionValue]) -> Self:

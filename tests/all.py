@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 PLAIN = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS")} | {
-    "NO_COLOR": "1"
+    "NO_COLOR": "1",
+    "COLUMNS": "360",  # room for why a test failed, behind its name
 }
 TELLING = ("FAILED ", "ERROR ", "lab: ")
 """How a line begins that says why a step failed."""
@@ -64,7 +65,7 @@ def _guest(name: str, kernel: str, cpus: int, tests: str) -> Step:
     words = f"pytest -p no:cacheprovider -q --durations=5 {tests}"
     return Step(
         name, [sys.executable, "-m", "tests.lab", "run", "--kernel", kernel, "--cpus", str(cpus),
-               "--deadline", str(DEADLINE), "--", words], suite=True,
+               "--deadline", str(DEADLINE), "--env", "COLUMNS", "--", words], suite=True,
     )  # fmt: skip
 
 

@@ -44,11 +44,19 @@ class DevInfo:
     cookie: int  # 64 bits that belong to whoever added the device
 
 
+DMESG = "dmesg may say more"
+
+
 class CommandError(UblkdError):
     """The driver refused a command; ``errno`` says how."""
 
-    def __init__(self, cmd: Cmd, number: int, *, hint: str = "") -> None:
-        super().__init__(f"the ublk driver refused {cmd.name}: {reason(number)}", hint=hint)
+    def __init__(self, cmd: Cmd, number: int, dev_id: int = ANY_ID) -> None:
+        """``dev_id``: of the device that it was for, if there was one."""
+        what, hint = f"the ublk driver refused {cmd.name}: {reason(number)}", DMESG
+        if number == errno.ENODEV and dev_id != ANY_ID:  # who wants to know looks before
+            what = f"/dev/ublkb{dev_id} was stopped or deleted meanwhile ({what})"
+            hint = "see 'ublkd list'"
+        super().__init__(what, hint=hint)
         self.errno = number
 
 
@@ -56,7 +64,6 @@ class TimedOutError(UblkdError):
     """The driver did not answer in time; the command was taken back."""
 
 
-DMESG = "dmesg may say more"
 HELD = "something may hold the device in the kernel; see dmesg for blocked tasks"
 UNANSWERED = (
     "a request is not answered: end the daemon, whose pid 'ublkd show' tells, with SIGKILL, "
@@ -102,7 +109,7 @@ class Control:
                 hint=UNANSWERED if cmd in (Cmd.STOP_DEV, Cmd.TRY_STOP_DEV) else HELD,
             )
         if ret < 0:
-            raise CommandError(cmd, -ret)
+            raise CommandError(cmd, -ret, dev_id)
 
     def get_features(self) -> Feature:
         """Everything this kernel's driver offers. NotPossibleError before Linux 6.5, CommandError
@@ -189,7 +196,7 @@ class Control:
         """
         refuse_fixed_size(self.get_features())
         if self.get_dev_info(dev_id).state is DevState.DEAD:
-            raise CommandError(Cmd.UPDATE_SIZE, errno.ENODEV)
+            raise CommandError(Cmd.UPDATE_SIZE, errno.ENODEV, dev_id)
         self._command(Cmd.UPDATE_SIZE, dev_id, data=size // SECTOR)
 
     def _raw_params(self, dev_id: int) -> Any:

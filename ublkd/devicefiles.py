@@ -136,7 +136,10 @@ def _paths(folder: Path) -> list[Path]:
     try:
         entries = os.listdir(folder)
     except OSError as error:
-        raise UblkdError(f"cannot read {printable(str(folder))}: {reason(error)}") from error
+        shown = printable(str(folder))
+        raise UblkdError(
+            f"cannot read {shown}: {reason(error)}", hint=f"see 'ls -ld {shown}'"
+        ) from error
     return [folder / n for n in sorted(entries) if n.endswith(ENDING) and not n.startswith(".")]
 
 
@@ -185,7 +188,8 @@ def _content(path: Path) -> bytes:
             content = f.read(MAX_BYTES + 1)
     except OSError as error:
         said = f"cannot be read: {reason(error)}"
-        raise FileError(path, said, exit_code=UblkdError.exit_code) from error
+        hint = f"see 'ls -l {printable(str(path))}'"
+        raise FileError(path, said, hint=hint, exit_code=UblkdError.exit_code) from error
     finally:
         os.close(fd)
     if len(content) > MAX_BYTES:

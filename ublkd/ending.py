@@ -76,7 +76,9 @@ def _claim(node: str) -> Iterator[bool]:
         fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in SHORTAGE:
-            raise UblkdError(f"cannot see whether {node} is in use: {reason(error)}") from error
+            raise UblkdError(
+                f"cannot see whether {node} is in use: {reason(error)}", hint="try it again"
+            ) from error
         is_claimed = error.errno == errno.EBUSY
     try:
         yield is_claimed

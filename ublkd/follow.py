@@ -65,7 +65,8 @@ class _Asker:
         try:
             self._thread.start()
         except RuntimeError as error:
-            raise UblkdError(f"there is no thread for it: {error}") from error
+            hint = "see 'ulimit -u', and TasksMax of its unit"
+            raise UblkdError(f"there is no thread for it: {error}", hint=hint) from error
 
     def ask(self) -> _Question:
         question = _Question()
@@ -146,7 +147,7 @@ class Follower:
             if question.error:
                 raise question.error
         except OSError as error:
-            raise UblkdError(reason(error)) from error
+            raise UblkdError(reason(error), hint="it is asked again") from error
         return question.size
 
     def _say(self, words: str) -> None:

@@ -17,7 +17,7 @@ from ublkd import config, manage, registry, stats
 from ublkd.config import DeviceConfig
 from ublkd.control import CommandError, Control, DevInfo
 from ublkd.device import Device, Taken
-from ublkd.errors import UblkdError, UsageError, printable
+from ublkd.errors import UblkdError, UsageError, printable, reason
 from ublkd.features import IN_MEMORY, Features, Lease, Recovery, lease_of, lends, recovery_of
 from ublkd.manage import Found
 from ublkd.state import DeviceState, StateDir
@@ -97,7 +97,10 @@ def _try(control: Control, dev_id: int) -> int | None:
         return os.open(f"/dev/ublkc{dev_id}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno != errno.EBUSY:
-            raise UblkdError(f"cannot open /dev/ublkc{dev_id}: {error.strerror}") from error
+            raise UblkdError(
+                f"cannot open /dev/ublkc{dev_id}: {reason(error)}",
+                hint="is udev running, or /dev a devtmpfs?",
+            ) from error
     return None
 
 
@@ -198,7 +201,10 @@ def described(state: DeviceState, info: DevInfo) -> tuple[DeviceConfig, Lease]:
     """A device as it was asked for, and its lease. Raises UblkdError."""
     lease = lease_of(info.flags, state.lease)
     if lease is None:
-        raise UblkdError(f"/dev/ublkb{info.id} has no lease that this ublkd knows")
+        raise UblkdError(
+            f"/dev/ublkb{info.id} has no lease that this ublkd knows",
+            hint=f"use the version of ublkd that made it, or 'ublkd del {info.id}'",
+        )
     return config.remembered(
         state.target, state.options, name=state.name, id=info.id, queues=info.queues,
         depth=info.depth, max_io=info.max_io, lease=lease, recovery=recovery_of(info.flags),

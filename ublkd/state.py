@@ -291,7 +291,10 @@ def _opened(folder: Path, flags: int = 0) -> int:
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
     except OSError as error:
-        raise UblkdError(f"cannot open {printable(str(folder))}: {reason(error)}") from error
+        shown = printable(str(folder))
+        raise UblkdError(
+            f"cannot open {shown}: {reason(error)}", hint=f"see 'ls -ld {shown}'"
+        ) from error
 
 
 def _write_anew(path: Path, text: str) -> None:

@@ -80,7 +80,9 @@ def systemctl(verb: str, unit: str) -> None:
             hint="see 'systemctl list-jobs'",
         ) from error
     except OSError as error:
-        raise UblkdError(f"{what} cannot be run: {reason(error)}") from error
+        raise UblkdError(
+            f"{what} cannot be run: {reason(error)}", hint="is systemctl in PATH?"
+        ) from error
     if done.returncode:
         said = done.stderr.strip().partition("\n")[0]
         raise UblkdError(

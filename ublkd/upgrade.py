@@ -94,7 +94,7 @@ def _succeed(found: Found, go_read: int, tell: Tell, log: Log) -> None:
         recovery.look(control, StateDir(), dev_id)
     tell({})
     if os.read(go_read, 1) != GO:
-        raise UblkdError("the upgrade was given up")
+        raise UblkdError("the upgrade was given up", hint="the old daemon goes on serving")
     os.close(go_read)
     daemon.serve_again(dev_id, cookie, lambda _: tell({}), log)
 

@@ -78,7 +78,9 @@ class Parting:
             _hear_out(self._old, Patience(min(BOUND, most), self._stop))
         except (TimedOut, OSError):
             if most < BOUND:
-                raise UblkdError("the server has not ended the old connection") from None
+                raise UblkdError(
+                    "the server has not ended the old connection", hint="its log may say more"
+                ) from None
             log.warning("%s: the server has not ended the old connection: a write that it has from "
                         "there may land on newer data", self._shown)  # fmt: skip
         self.end_old()

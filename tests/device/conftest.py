@@ -68,7 +68,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 class ChildFailedError(Exception):
-    """The test failed in its child; the text is the child's traceback."""
+    """The test failed in its child; the text is why, in a line, and the child's traceback."""
 
 
 def blocked_tasks() -> str:
@@ -84,8 +84,9 @@ def _child(function: Any, arguments: dict[str, Any], write_end: int) -> None:
         function(**arguments)
     except pytest.skip.Exception as skipped:
         os.write(write_end, f"skip:{skipped}".encode())
-    except BaseException:
-        os.write(write_end, traceback.format_exc().encode()[-60000:])
+    except BaseException as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        os.write(write_end, f"{why}\n{traceback.format_exc()[-50000:]}".encode()[:60000])
         code = 1
     finally:
         sys.stdout.flush()

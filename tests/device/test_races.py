@@ -33,7 +33,11 @@ MANY = 16 if THOROUGH else 6
 ROUNDS = 10 if THOROUGH else 1
 
 ALL = range(1, 60)
-STEPS = {"add": ALL, "recover": ALL} if THOROUGH else {"add": (9, 21, 26), "recover": (8, 13, 16)}
+STEPS = (
+    {"add": ALL, "recover": ALL, "upgrade": ALL}
+    if THOROUGH
+    else {"add": (9, 21, 26), "recover": (8, 13, 16), "upgrade": (4, 17)}
+)
 """Before which of a daemon's steps somebody deletes its device."""
 HEADSTART = 3
 """Seconds that a del has before the daemon goes on for which it may be waiting."""
@@ -66,13 +70,13 @@ def race(commands: Sequence[Words]) -> list[CompletedProcess[str]]:
 
 
 def won_or_lost(done: CompletedProcess[str]) -> None:
-    lines = done.stderr.splitlines()
-    assert "Traceback" not in done.stderr, done
+    lines, said = done.stderr.splitlines(), (done.stderr, done.args, done.returncode)
+    assert "Traceback" not in done.stderr, said
     if done.returncode:
-        assert done.returncode == 1, done
-        assert len(lines) == 2, done
-        assert lines[1].startswith("hint: "), done
-        assert any(words in lines[0] for words in LOST), done
+        assert done.returncode == 1, said
+        assert len(lines) == 2, said
+        assert lines[1].startswith("hint: "), said
+        assert any(words in lines[0] for words in LOST), said
 
 
 def won(ended: Sequence[CompletedProcess[str]]) -> int:
@@ -161,10 +165,11 @@ def test_a_del_before_any_step_of_a_daemon_that_starts_leaves_nothing(
     add = ["add", "--target", "loop", *files(scratch), "--name", "one"]
     steps = []
     for number in STEPS[verb]:
-        if verb == "recover":
+        if verb != "add":
             ublkd(*add)
+        if verb == "recover":
             kill(f"/dev/ublkb{ublkd_json('list')[0]['id']}")
-        step = overtaken(number, scratch, *(add if verb == "add" else ["recover", "one"]))
+        step = overtaken(number, scratch, *(add if verb == "add" else [verb, "one"]))
         wait_until(lambda: len(daemons()) == len(ublkd_json("list")), 90, f"the end after {step}")
         assert [one["state"] for one in ublkd_json("list")] in ([], ["live"]), step
         if ublkd_json("list"):  # the del came too early, or there was none

@@ -180,6 +180,17 @@ def test_a_refused_command_is_named_with_its_reason(answered: Any) -> None:
         ) as caught:
             call(3, 42)
         assert caught.value.errno == errno.EBUSY
+        assert caught.value.hint
+
+
+def test_a_device_that_is_gone_is_said_to_be_gone(answered: Any) -> None:
+    with pytest.raises(CommandError) as caught:
+        answered(lambda *_: -errno.ENODEV).get_params(3)
+    assert caught.value.message == (
+        "/dev/ublkb3 was stopped or deleted meanwhile (the ublk driver refused GET_PARAMS: no such "
+        "device)"
+    )
+    assert caught.value.hint == "see 'ublkd list'"
 
 
 def test_a_driver_that_does_not_answer_is_an_error_in_time(answered: Any) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import ast
 import errno
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 
-from tests.unit.helpers import any_texts, is_one_line, path_texts
+from tests.unit.helpers import ROOT, any_texts, is_one_line, path_texts
 from ublkd.errors import (
     BY_EXIT_CODE,
     NotPossibleError,
@@ -95,3 +97,26 @@ def test_nothing_before_the_at_of_a_uri_is_shown(user: str, password: str) -> No
 
 def test_a_text_without_a_uri_is_kept() -> None:
     assert redacted("user@host: no such option") == "user@host: no such option"
+
+
+SHOWN = {
+    "UblkdError",
+    "UsageError",
+    "NotPossibleError",
+    "TimedOutError",
+    "FileError",
+    "FolderError",
+}
+WITHOUT = {"interrupted"}
+SOURCES = [*sorted((ROOT / "ublkd").rglob("*.py")), *sorted((ROOT / "targets").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_failure_has_a_hint(path: Path) -> None:
+    for call in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) not in SHOWN:
+            continue
+        said = ast.literal_eval(call.args[0]) if isinstance(call.args[0], ast.Constant) else ""
+        hints = [word.value for word in call.keywords if word.arg == "hint"]
+        assert hints or said in WITHOUT, ast.unparse(call)
+        assert all(ast.unparse(hint) != "''" for hint in hints), ast.unparse(call)

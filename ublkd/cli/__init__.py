@@ -52,7 +52,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         complain(usage)
         return usage.exit_code
     except click.ClickException as error:
-        complain(UblkdError(error.format_message()))
+        complain(UblkdError(error.format_message(), hint="see 'ublkd --help'"))
         return 1
     except (KeyboardInterrupt, click.Abort):
         complain(UblkdError("interrupted"))

@@ -105,7 +105,7 @@ def known(error: Exception) -> UblkdError:
     if isinstance(error, UblkdError):
         return error
     return (
-        UblkdError(f"the system refused: {error}")
+        UblkdError(f"the system refused: {error}", hint="dmesg and the system log may say more")
         if isinstance(error, OSError)
         else internal(error)
     )
