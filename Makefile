@@ -120,7 +120,7 @@ soak-faults: $(VENV)/installed.stamp ## [KERNEL=7.2] [OVER='loop stripe mirror']
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 7200 -- \
 		'python3 tests/device/soak.py $(OVER) && $(THOROUGHLY) tests/device/test_poison.py'
 
-LIVES := recovery upgrade killed_anywhere races stands_still many_devices
+LIVES := recovery upgrade killed_anywhere races races_any stands_still many_devices
 
 soak-lives: $(VENV)/installed.stamp ## [KERNEL=7.2] [LIVES='recovery ...']: 100 kills, 20 upgrades, killed before every step, races, a minute of SIGSTOP, 64 devices; long
 	@$(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 14400 -- \

@@ -172,6 +172,8 @@ class Control:
         try:
             self._command(Cmd.SET_PARAMS, dev_id, buf=raw, length=ffi.sizeof(raw[0]))
         except CommandError as error:
+            if error.errno != errno.EINVAL:
+                raise
             raise UblkdError(
                 f"the ublk driver does not take these parameters: {params}",
                 hint="this is a defect of the target: please report it",
@@ -253,12 +255,17 @@ class Control:
         """
         return Path(f"/sys/class/ublk-char/ublkc{dev_id}").exists()
 
-    def refuse_deleted(self, dev_id: int) -> None:
-        """Raise UblkdError for one that is not listed."""
-        if not self.is_listed(dev_id):
-            raise UblkdError(
-                f"/dev/ublkb{dev_id} was deleted before it was ready", hint="see 'ublkd list'"
-            )
+    def refuse_deleted(self, dev_id: int, cookie: int) -> None:
+        """Raise UblkdError unless it is listed, and that very device."""
+        if not self.is_listed(dev_id) or self.get_dev_info(dev_id).cookie != cookie:
+            raise self.deleted(dev_id)
+
+    @staticmethod
+    def deleted(dev_id: int) -> UblkdError:
+        """The error for a device that others have deleted while it was made, or taken over."""
+        return UblkdError(
+            f"/dev/ublkb{dev_id} was deleted before it was ready", hint="see 'ublkd list'"
+        )
 
 
 def _dev_info(info: Any) -> DevInfo:

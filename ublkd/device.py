@@ -127,16 +127,17 @@ class Device:
                     self._states.counters(self.id), self.info.queues, keep=bool(self._taken)
                 )
             )
-            dev_fd = self._dev_fd = self._dev_fd or self._open_char_device()
-            undo.callback(self._close_char_device)
-            self._start_queues(dev_fd, counters)
+            self._start_queues(counters)
             self._start()
         except BaseException as error:
-            if self._taken and not self.control.is_listed(self.id):
+            deleted = self.info is not None and not self.control.is_listed(self.id)
+            if self._taken and deleted:
                 # whoever deleted it may not have seen our files; others get the number only when
                 # this process lets go of the device
                 self._states.remove(self.id)
             self._unwind(undo, type(error), error, error.__traceback__)
+            if deleted and isinstance(error, UblkdError):
+                raise self.control.deleted(self.id) from error
             raise
         self._undo = undo
         return self
@@ -197,6 +198,9 @@ class Device:
         undo.callback(self._forget)
         undo.callback(self._delete)
         granted(self._features, info.flags)
+        undo.callback(self._close_char_device)
+        self._dev_fd = self._open_char_device()
+        self._refuse_deleted()  # from now on the number cannot come to be another's
         self.control.set_params(info.id, self.target.params, max_io=info.max_io)
         return info
 
@@ -224,7 +228,7 @@ class Device:
         """As started; what somebody has changed since this daemon looked stays as it is."""
         mine = replace(self._state(info), started=True)
         # whoever deletes it has the lock, and waits for this process to let go of it
-        with self._states.lock(look=lambda: self.control.refuse_deleted(self.id)):
+        with self._states.lock(look=self._refuse_deleted):
             self._states.write(mine.with_changes_of(self._states.read(info.id)))
 
     def _add(self) -> DevInfo:
@@ -275,6 +279,9 @@ class Device:
             asked=dict(self.config.asked),
         )
 
+    def _refuse_deleted(self) -> None:
+        self.control.refuse_deleted(self.id, self._cookie)
+
     def _open_char_device(self) -> int:
         node = f"/dev/ublkc{self.id}"
         until = time.monotonic() + READY_SECONDS
@@ -282,6 +289,7 @@ class Device:
             try:
                 return os.open(node, os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
+                self._refuse_deleted()
                 # without devtmpfs udev makes the node; and udev may hold a new one for a moment
                 passing = error.errno in (errno.ENOENT, errno.EBUSY)
                 if not passing or time.monotonic() > until:
@@ -291,15 +299,16 @@ class Device:
                     ) from error
             time.sleep(0.01)
 
-    def _start_queues(self, dev_fd: int, counters: list[Any]) -> None:
+    def _start_queues(self, counters: list[Any]) -> None:
         assert self.info is not None
+        assert self._dev_fd is not None
         slots = self.info.depth if self._lease_slots is None else self._lease_slots
         refuse_shared_streams(self.config.target, self.target.files(), len(counters))
         native = serving(self.target, self.config.target)
         fixed_streams = streams()
         for qid, counter in enumerate(counters):
             config = QueueConfig(
-                dev_fd=dev_fd,
+                dev_fd=self._dev_fd,
                 qid=qid,
                 depth=self.info.depth,
                 max_io=self.info.max_io,

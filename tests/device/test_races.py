@@ -28,6 +28,8 @@ from tools import (
     wait_until,
 )
 
+from ublkd.ending import MADE_SECONDS
+
 THOROUGH = "THOROUGH" in os.environ
 MANY = 16 if THOROUGH else 6
 ROUNDS = 10 if THOROUGH else 1
@@ -39,7 +41,7 @@ STEPS = (
     else {"add": (9, 21, 26), "recover": (8, 13, 16), "upgrade": (4, 17)}
 )
 """Before which of a daemon's steps somebody deletes its device."""
-HEADSTART = 3
+HEADSTART = MADE_SECONDS + 3 if THOROUGH else 3
 """Seconds that a del has before the daemon goes on for which it may be waiting."""
 
 pytestmark = [pytest.mark.deadline(2400 if THOROUGH else 240), pytest.mark.one_kernel]

@@ -89,6 +89,7 @@ class FakeControl:
         return dev_id in self.known
 
     refuse_deleted = Control.refuse_deleted
+    deleted = staticmethod(Control.deleted)
 
 
 def dev_info(dev_id: int, **more: Any) -> DevInfo:

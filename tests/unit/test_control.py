@@ -193,6 +193,16 @@ def test_a_device_that_is_gone_is_said_to_be_gone(answered: Any) -> None:
     assert caught.value.hint == "see 'ublkd list'"
 
 
+def test_parameters_are_the_targets_fault_only_if_the_driver_calls_them_wrong(
+    answered: Any,
+) -> None:
+    for number, words in ((errno.EINVAL, "these parameters"), (errno.ENODEV, "deleted meanwhile")):
+        with pytest.raises(UblkdError, match=words):
+            answered(lambda *_, number=number: -number).set_params(
+                3, Params(size=4096), max_io=4096
+            )
+
+
 def test_a_driver_that_does_not_answer_is_an_error_in_time(answered: Any) -> None:
     with pytest.raises(UblkdError, match=r"did not answer STOP_DEV within 60 seconds") as caught:
         answered(lambda *_: -errno.ETIMEDOUT).stop_dev(3)

@@ -18,6 +18,7 @@ from ublkd.control import CommandError
 from ublkd.device import Device
 from ublkd.errors import NotPossibleError, UblkdError
 from ublkd.features import Lease
+from ublkd.state import DeviceState, StateDir
 from ublkd.uapi import Cmd, Feature
 
 
@@ -109,15 +110,40 @@ def test_a_node_or_counters_that_cannot_be_had_leave_nothing_behind(
     before = open_fds()
     with pytest.raises(UblkdError, match="not to be had"), bench.device():
         pytest.fail("it must not come to be")
-    assert list(bench.log) == [
-        "add",
-        "write state",
-        "params",
-        "del",
-        "forget state",
-        "close target",
-    ]
+    made = ["add", "write state", *(["params"] if place == "counters" else [])]
+    assert list(bench.log) == [*made, "del", "forget state", "close target"]
     assert bench.left() == []
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("step", UP[2:-1])
+def test_a_device_that_others_delete_while_it_is_made_is_said_to_be_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(bench.control, "is_listed", lambda _: step not in bench.log)
+    bench.log.fail_at = step
+    with pytest.raises(UblkdError, match="was deleted before it was ready"), bench.device():
+        pytest.fail("it must not come to be")
+    assert bench.left() == []
+
+
+def test_a_number_that_another_device_has_by_now_is_left_to_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_late(_: Device) -> int:
+        bench.control.known[3] = another
+        StateDir(bench.states.path).write(replace(state, cookie=another.cookie))
+        return os.open(os.devnull, os.O_RDWR)
+
+    another = dev_info(3)
+    state = DeviceState(id=3, cookie=0, pid=1, name="two", target="null", options={}, lease="copy")
+    monkeypatch.setattr(Device, "_open_char_device", open_late)
+    before = open_fds()
+    with pytest.raises(UblkdError, match="was deleted before it was ready"), bench.device():
+        pytest.fail("it must not come to be")
+    assert list(bench.log) == ["add", "write state", "close target"]
+    assert bench.control.known[3] == another
+    assert bench.states.read(3) == replace(state, cookie=another.cookie)
     assert open_fds() == before
 
 
