@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from ublkd import config, process, recovery
+from ublkd import config, process
 from ublkd.device import Device
 from ublkd.errors import UblkdError, printable, told
-from ublkd.manage import Found
+from ublkd.manage import Found, gone
 from ublkd.state import DeviceState, StateDir
 from ublkd.target import OptionValue
 
@@ -43,7 +43,7 @@ def change(states: StateDir, found: Found, edit: Edit) -> None:
     """
     before = states.read(found.info.id)
     if before is None:
-        raise recovery.forgotten(found.called, found.info.id)
+        raise _lost(found)
     try:
         asked = ask(states, found, edit)
         if asked.revision != before.revision and found.served:
@@ -65,8 +65,13 @@ def ask(states: StateDir, found: Found, edit: Edit) -> DeviceState:
 
     asked = states.update(found.info.id, found.info.cookie, revised)
     if asked is None:
-        raise recovery.forgotten(found.called, found.info.id)
+        raise _lost(found)
     return asked
+
+
+def _lost(found: Found) -> UblkdError:
+    return UblkdError(f"{found.called} is gone, or what was remembered of it is",
+                      hint="see 'ublkd list'")  # fmt: skip
 
 
 def take_back(states: StateDir, found: Found, before: DeviceState) -> None:
@@ -102,7 +107,7 @@ def _await_answer(states: StateDir, found: Found, asked: DeviceState) -> None:
 def _answered(states: StateDir, found: Found, asked: DeviceState) -> bool:
     state = states.read(found.info.id)
     if state is None or state.cookie != found.info.cookie:
-        raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+        raise gone(found)
     if state.answered < asked.revision:
         return False
     if state.problem:

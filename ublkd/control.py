@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ublkd._core import ffi, lib
-from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
+from ublkd.errors import DMESG, SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.target import Params
 from ublkd.uapi import SECTOR, Attr, Cmd, DevState, Feature, ParamType
 
@@ -42,9 +42,6 @@ class DevInfo:
     pid: int  # of the server, as this process sees it; -1: none
     flags: Feature
     cookie: int  # 64 bits that belong to whoever added the device
-
-
-DMESG = "dmesg may say more"
 
 
 class CommandError(UblkdError):
@@ -264,7 +261,8 @@ class Control:
     def deleted(dev_id: int) -> UblkdError:
         """The error for a device that others have deleted while it was made, or taken over."""
         return UblkdError(
-            f"/dev/ublkb{dev_id} was deleted before it was ready", hint="see 'ublkd list'"
+            f"/dev/ublkb{dev_id} was stopped or deleted before it was ready",
+            hint="see 'ublkd list'",
         )
 
 

@@ -282,6 +282,9 @@ def await_node(config: DeviceConfig, ready: Ready) -> None:
     warning. Raises UblkdError.
     """
     wait_for_node(ready.node, NODE_SECONDS, lambda: udev.is_disk(ready.id))
+    found = StateDir().read(ready.id)
+    if ready.cookie and found and found.cookie != ready.cookie:
+        raise Control.deleted(ready.id)  # what it was to have, owner and mode, is not for another
     if warning := names.settled(ready.id, config.name, config.access):
         ready.warnings.append(warning)
 
@@ -304,7 +307,8 @@ def awaiting(config: DeviceConfig) -> Iterator[Callable[[Ready], Ready]]:
         os.close(read_end)
 
         def awaited(ready: Ready) -> Ready:
-            pipe.write(json.dumps(asdict(ready)).encode())
+            with contextlib.suppress(BrokenPipeError):  # it has died, and how is heard
+                pipe.write(json.dumps(asdict(ready)).encode())
             told = Ready(**child.hear())
             child.kill()  # it has ended, or is about to
             return told

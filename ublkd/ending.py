@@ -20,7 +20,7 @@ from ublkd.control import HELD, CommandError, Control
 from ublkd.errors import SHORTAGE, NotPossibleError, UblkdError, reason
 from ublkd.features import Recovery, recovery_of
 from ublkd.manage import UNSERVED, Found, again, refuse_foreign
-from ublkd.process import is_there, listens_to, serves
+from ublkd.process import has_open, is_there, listens_to, serves
 from ublkd.state import StateDir
 from ublkd.uapi import DevState, Feature
 from ublkd.writeback import write_back
@@ -183,6 +183,7 @@ def stop(control: Control, states: StateDir, found: Found, *, force: bool = Fals
 def refuse_unquiescable(device: Found) -> None:
     """Raise the error for a device that cannot live without its daemon for a while."""
     refuse_foreign(device)
+    manage.refuse_being_made(device)
     if device.info.state is DevState.DEAD:
         raise UblkdError(f"{device.called} is dead", hint=f"'ublkd del {device.info.id}'")
     if recovery_of(device.info.flags) is Recovery.NONE:
@@ -228,7 +229,7 @@ def _unquiesced(device: Found) -> UblkdError:
 
 def _there(device: Found | None, found: Found) -> Found:
     if device is None:
-        raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+        raise manage.gone(found)
     return device
 
 
@@ -276,20 +277,31 @@ def delete(control: Control, states: StateDir, found: Found, *, force: bool = Fa
     states.forget(device.info.id, device.info.cookie)
     if free:
         return ""
-    return f"a program still has {device.node} open: its number stays taken until that ends"
+    node = f"/dev/ublkc{device.info.id}"
+    return f"{device.node} or {node} is still open: its number stays taken until that ends"
 
 
 def _made(control: Control, states: StateDir, found: Found) -> Found | None:
-    """The device as it is now, and if it is just being made, as it is once that is done: its daemon
-    would have the driver make a disk of what is deleted.
+    """The device as it is now, and if it is just being made, as it is once that is done.
+
+    Raises UblkdError where that takes too long: of a device whose commands the driver has given
+    back its daemon would have a disk made all the same, and Linux 7.2 crash over that.
     """
     until = time.monotonic() + MADE_SECONDS
-    while device := again(control, states, found):
-        state = device.state
-        making = state and not state.started and is_there(state.pid)
-        if not making or device.info.state is not DevState.DEAD or time.monotonic() > until:
-            break
+    with states.lock():  # whoever makes a device says so before letting go of it
+        device = again(control, states, found)
+    while device and device.is_being_made:
+        assert device.state
+        pid, node = device.state.pid, f"/dev/ublkc{device.info.id}"
+        if time.monotonic() > until:
+            if has_open(pid, node):
+                raise UblkdError(
+                    f"{device.called} is still being made by process {pid}",
+                    hint=f"wait for it, or end it with 'kill -9 {pid}', and try again",
+                )
+            break  # it has ended and the number is another's; or it will find the device gone
         time.sleep(0.02)
+        device = again(control, states, found)
     return device
 
 

@@ -15,6 +15,10 @@ call it not possible.
 """
 
 
+DMESG = "dmesg may say more"
+"""The hint for what only the kernel knows."""
+
+
 class UblkdError(Exception):
     """An expected failure: one line that names the cause, and what to do about it.
 

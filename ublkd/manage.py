@@ -182,6 +182,21 @@ def refuse_foreign(device: Found) -> None:
         )
 
 
+def refuse_being_made(device: Found) -> None:
+    """Raise UblkdError for a device that is no disk yet, and about to become one."""
+    if device.is_being_made:
+        assert device.state
+        raise UblkdError(
+            f"{device.called} is still being made by process {device.state.pid}",
+            hint="try again in a moment",
+        )
+
+
+def gone(device: Found) -> UblkdError:
+    """The error for a device that has gone since it was found."""
+    return UblkdError(f"{device.called} is gone", hint="see 'ublkd list'")
+
+
 def again(control: Control, states: StateDir, found: Found) -> Found | None:
     """The device as it is now; None if it is gone, or another one has its number."""
     refuse_foreign(found)

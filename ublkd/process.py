@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 PF_EXITING = 0x4  # <linux/sched.h>
@@ -14,10 +15,17 @@ def serves(pid: int) -> bool:
     """Whether the process has a device, and is not about to end."""
     process = Path(f"/proc/{pid}")
     try:
-        links = list((process / "fd").iterdir())
-        return any(map(_leads_to_ublk, links)) and not _is_ending(process)
+        has_one = any(path.startswith("/dev/ublkc") for path in _open_files(process))
+        return has_one and not _is_ending(process)
     except (OSError, ValueError):
         return False
+
+
+def has_open(pid: int, path: str) -> bool:
+    """Whether the process has that file open."""
+    with contextlib.suppress(OSError):
+        return path in _open_files(Path(f"/proc/{pid}"))
+    return False
 
 
 def is_there(pid: int) -> bool:
@@ -49,7 +57,7 @@ def _mask(process: Path, name: str) -> int:
     return int(words[0], 16) if words else 0
 
 
-def _leads_to_ublk(link: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.readlink(link).startswith("/dev/ublkc")
-    return False
+def _open_files(process: Path) -> Iterator[str]:
+    for link in list((process / "fd").iterdir()):
+        with contextlib.suppress(OSError):
+            yield os.readlink(link)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ublkd._core import ffi, lib
-from ublkd.errors import UblkdError, reason
+from ublkd.errors import DMESG, UblkdError, reason
 from ublkd.features import Lease
 from ublkd.target import Native
 
@@ -77,7 +77,7 @@ class Queue:
         out = ffi.new("struct queue **")
         ret = lib.queue_new(raw, out)
         if ret < 0:
-            hint = "lower --depth" if ret in (-errno.E2BIG, -errno.ENOMEM) else ""
+            hint = "lower --depth" if ret in (-errno.E2BIG, -errno.ENOMEM) else DMESG
             raise UblkdError(f"cannot make queue {config.qid}: {reason(-ret)}", hint=hint)
         return out[0]
 
@@ -119,7 +119,7 @@ class Queue:
             errno.EMFILE: "raise the limit of open files",
         }
         raise UblkdError(
-            f"queue {self.qid} did not get ready: {reason(-ret)}", hint=hints.get(-ret, "")
+            f"queue {self.qid} did not get ready: {reason(-ret)}", hint=hints.get(-ret, DMESG)
         )
 
     def join(self, seconds: float) -> bool:

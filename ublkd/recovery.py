@@ -32,6 +32,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
 def refuse_unrecoverable(found: Found) -> DeviceState:
     """What is remembered of a device that can be taken over. Raises UblkdError if it cannot be."""
     manage.refuse_foreign(found)
+    manage.refuse_being_made(found)
     away = f"'ublkd del {found.info.id}' removes it"
     if found.info.state is DevState.DEAD:
         raise UblkdError(
@@ -157,19 +158,20 @@ def _is_ended(control: Control, before: DevInfo) -> bool:
     return is_another or now.state is DevState.DEAD or not control.is_listed(before.id)
 
 
-def look(control: Control, states: StateDir, dev_id: int) -> None:
+def look(control: Control, states: StateDir, found: Found) -> None:
     """Raise UblkdError if the device could not be taken over, though it is served still.
 
     Its target is opened beside the one that serves, with ``share`` where there is that option.
     """
-    states.prepare()
-    found = manage.look(control, states, dev_id)
-    if found is None or found.state is None:
-        raise forgotten(f"/dev/ublkb{dev_id}", dev_id)
-    states.try_write(found.state)
-    with beside(found) as (target, lease):
-        refuse_unfit(control, target, found.state, found.info, lease)
-        _tell_what_was(target, states, found.info)
+    now = manage.again(control, states, found)
+    if now is None:
+        raise manage.gone(found)
+    if now.state is None:
+        raise forgotten(now.called, now.info.id)
+    states.try_write(now.state)
+    with beside(now) as (target, lease):
+        refuse_unfit(control, target, now.state, now.info, lease)
+        _tell_what_was(target, states, now.info)
 
 
 @contextlib.contextmanager

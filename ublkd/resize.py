@@ -38,7 +38,7 @@ def resize(
     with states.changing(found.info.id):
         device = manage.again(control, states, found)
         if device is None:
-            raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+            raise manage.gone(found)
         state = _refuse_unresizable(control, device)
         disk = control.get_params(device.info.id)
         bounds = {} if size is None else _bounds(state, size)
@@ -51,6 +51,7 @@ def resize(
 
 def _refuse_unresizable(control: Control, found: Found) -> DeviceState:
     manage.refuse_foreign(found)
+    manage.refuse_being_made(found)
     if found.info.state is DevState.DEAD:
         raise UblkdError(
             f"{found.called} is dead: it is no disk any more",

@@ -76,7 +76,7 @@ def set_values(
     with states.changing(found.info.id):
         device = manage.again(control, states, found)
         if device is None:
-            raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+            raise manage.gone(found)
         before = _refuse_unchangeable(device)
         if values and not device.served:
             _try(device, values)
@@ -86,8 +86,7 @@ def set_values(
 
 def _refuse_unchangeable(found: Found) -> DeviceState:
     manage.refuse_foreign(found)
-    if found.is_being_made:
-        raise UblkdError(f"{found.called} is still being made", hint="try again in a moment")
+    manage.refuse_being_made(found)
     if found.info.state is DevState.DEAD:
         raise UblkdError(f"{found.called} is dead", hint=f"'ublkd del {found.info.id}' removes it")
     if found.state is None:

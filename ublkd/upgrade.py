@@ -12,7 +12,7 @@ from ublkd import daemon, ending, manage, recovery, units
 from ublkd.background import Child, Log, Tell
 from ublkd.control import Control
 from ublkd.errors import UblkdError
-from ublkd.manage import Found
+from ublkd.manage import UNSERVED, Found
 from ublkd.state import StateDir
 from ublkd.systemd import unit_of
 
@@ -45,6 +45,12 @@ def upgrade(found: Found) -> int:
         os.close(go_read)
         opening = daemon.opening_seconds(found.state.options if found.state else {})
         serves = False
+
+        def goes(seconds: float) -> None:
+            with contextlib.suppress(BrokenPipeError):  # it has died, and how is heard
+                go.write(GO)
+            successor.hear(seconds)
+
         try:
             successor.hear(opening)  # it could serve
             with _uninterrupted():
@@ -57,8 +63,7 @@ def upgrade(found: Found) -> int:
                 if unit:
                     _await(found, lambda: units.serve(found, unit), f"systemctl start {unit}")
                 else:
-                    go.write(GO)
-                    _await(found, lambda: successor.hear(opening), f"ublkd recover {dev_id}")
+                    _await(found, lambda: goes(opening), f"ublkd recover {dev_id}")
                 serves = True  # an interrupt that has waited so long comes only now
         except BaseException:
             if not serves:
@@ -78,7 +83,8 @@ def _await(found: Found, next_one: Callable[[], object], again: str) -> None:
     except UblkdError as error:
         with Control() as control:
             now = manage.look(control, StateDir(), found.info.id)
-        if now is None or now.info.cookie != found.info.cookie or now.served:
+        waits = now and now.info.cookie == found.info.cookie and now.info.state in UNSERVED
+        if not waits:
             raise  # somebody else was faster, and the error says so
         raise UblkdError(
             f"{found.called} is quiesced and its requests wait: the old daemon has ended, and the "
@@ -89,14 +95,13 @@ def _await(found: Found, next_one: Callable[[], object], again: str) -> None:
 
 def _succeed(found: Found, go_read: int, tell: Tell, log: Log) -> None:
     """The new daemon: as far as it can go while the old one serves, and then in its place."""
-    dev_id, cookie = found.info.id, found.info.cookie
     with Control() as control:
-        recovery.look(control, StateDir(), dev_id)
+        recovery.look(control, StateDir(), found)
     tell({})
     if os.read(go_read, 1) != GO:
         raise UblkdError("the upgrade was given up", hint="the old daemon goes on serving")
     os.close(go_read)
-    daemon.serve_again(dev_id, cookie, lambda _: tell({}), log)
+    daemon.serve_again(found.info.id, found.info.cookie, lambda _: tell({}), log)
 
 
 @contextlib.contextmanager

@@ -122,8 +122,19 @@ def test_a_device_that_others_delete_while_it_is_made_is_said_to_be_gone(
 ) -> None:
     monkeypatch.setattr(bench.control, "is_listed", lambda _: step not in bench.log)
     bench.log.fail_at = step
-    with pytest.raises(UblkdError, match="was deleted before it was ready"), bench.device():
+    with pytest.raises(UblkdError, match="was stopped or deleted before"), bench.device():
         pytest.fail("it must not come to be")
+    assert bench.left() == []
+
+
+def test_a_device_whose_queues_others_have_ended_is_never_made_a_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux 7.2 crashes over a START_DEV behind a STOP_DEV."""
+    monkeypatch.setattr(FakeQueue, "ended", True)
+    with pytest.raises(UblkdError, match="was stopped or deleted before"), bench.device():
+        pytest.fail("it must not come to be")
+    assert "start" not in bench.log
     assert bench.left() == []
 
 
@@ -139,7 +150,7 @@ def test_a_number_that_another_device_has_by_now_is_left_to_it(
     state = DeviceState(id=3, cookie=0, pid=1, name="two", target="null", options={}, lease="copy")
     monkeypatch.setattr(Device, "_open_char_device", open_late)
     before = open_fds()
-    with pytest.raises(UblkdError, match="was deleted before it was ready"), bench.device():
+    with pytest.raises(UblkdError, match="was stopped or deleted before"), bench.device():
         pytest.fail("it must not come to be")
     assert list(bench.log) == ["add", "write state", "close target"]
     assert bench.control.known[3] == another

@@ -237,15 +237,36 @@ def test_a_device_that_is_being_made_is_waited_for(
     assert "stop" in driver.log
 
 
-def test_who_makes_a_device_for_ever_is_not_waited_for(
+@pytest.mark.parametrize("verb", [ending.delete, ending.stop])
+def test_a_device_that_is_made_for_ever_is_left_to_who_makes_it(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, verb: Any
+) -> None:
+    monkeypatch.setattr(ending, "MADE_SECONDS", 0)
+    monkeypatch.setattr(ending, "has_open", lambda *which: which == (os.getpid(), "/dev/ublkc3"))
+    states.write(replace(STATE, started=False, pid=os.getpid()))
+    driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    with pytest.raises(UblkdError, match=f"still being made by process {os.getpid()}") as caught:
+        verb(cast("Control", driver), states, found(driver, states))
+    assert f"kill -9 {os.getpid()}" in caught.value.hint
+    assert not driver.log
+
+
+def test_a_process_that_has_the_number_of_who_made_a_device_is_not_waited_for(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its number may be another process's by now."""
     monkeypatch.setattr(ending, "MADE_SECONDS", 0)
     states.write(replace(STATE, started=False, pid=os.getpid()))
     driver.known[3] = replace(LIVE, state=DevState.DEAD)
     ending.delete(cast("Control", driver), states, found(driver, states))
     assert list(driver.log) == ["stop", "del"]
+
+
+def test_a_device_that_is_being_made_is_not_quiesced(driver: Driver, states: StateDir) -> None:
+    states.write(replace(STATE, started=False, pid=os.getpid()))
+    driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    with pytest.raises(UblkdError, match="still being made by process"):
+        quiesce(driver, states)
+    assert not driver.log
 
 
 @pytest.mark.parametrize("verb", [ending.delete, ending.stop, ending.quiesce])

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ublkd import ending
-from ublkd.process import _leads_to_ublk
+from ublkd import ending, process
 
 CATCHES = "signal.signal(signal.SIGUSR2, lambda *_: print('told', flush=True))"
 PROGRAM = """
@@ -114,11 +113,13 @@ def test_whoever_serves_nothing_is_not_told(
 
 
 @pytest.mark.parametrize("name", ["/dev/ublk-control", "/dev/ublkb7", "/tmp/dev/ublkc7", "ublkc7"])
-def test_only_the_device_of_a_server_is_one(
-    monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
-) -> None:
+def test_only_the_device_of_a_server_is_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(os, "readlink", lambda _: name)
-    assert not _leads_to_ublk(tmp_path)
+    assert not process.serves(os.getpid())
+    assert process.has_open(os.getpid(), name)
+    assert not process.has_open(os.getpid(), "/dev/ublkc7")
+    monkeypatch.setattr(os, "readlink", lambda _: "/dev/ublkc7")
+    assert process.serves(os.getpid())
 
 
 def test_without_a_descriptor_of_the_process_nobody_is(

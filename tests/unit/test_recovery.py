@@ -94,6 +94,14 @@ def found(state: DeviceState | None = STATE, **more: Any) -> Found:
     [
         (found(cookie=7), "was not made by ublkd"),
         (found(None), "what was remembered of"),
+        (
+            Found(
+                info=replace(INFO, state=DevState.DEAD),
+                size=4096,
+                state=replace(STATE, started=False, pid=os.getpid()),
+            ),
+            "is still being made",
+        ),
         (found(state=STATE), ""),
         (Found(info=replace(INFO, state=DevState.FAIL_IO), size=1, state=STATE), ""),
         (Found(info=replace(INFO, state=DevState.DEAD), size=1, state=STATE), "is dead"),
@@ -316,7 +324,7 @@ def test_before_an_upgrade_a_target_is_opened_beside_the_one_that_serves(
 
     monkeypatch.setattr(registry, "opened", opened)
     states.write(replace(STATE, target="loop", options={"file": "/x", "share": False}))
-    recovery.look(cast("Control", driver), states, 3)
+    recovery.look(cast("Control", driver), states, found())
     assert asked == [True]
     assert log == ["close target"]
     assert not driver.log, "the driver was asked for the device"
@@ -355,10 +363,20 @@ def test_a_device_that_others_end_while_it_is_recovered_says_so(
         pytest.fail("it is not served")
 
 
+@pytest.mark.parametrize("now", [None, replace(INFO, cookie=COOKIE + 1)])
+def test_before_an_upgrade_a_device_that_has_gone_is_not_looked_for(
+    driver: Driver, states: StateDir, now: DevInfo | None
+) -> None:
+    driver.known = {3: now} if now else {}
+    with pytest.raises(UblkdError, match="is gone") as caught:
+        recovery.look(cast("Control", driver), states, found())
+    assert "del" not in caught.value.hint  # the number may be another disk's
+
+
 def test_what_a_device_is_made_of_is_not_what_a_recover_is_asked(
     driver: Driver, states: StateDir
 ) -> None:
     states.write(replace(STATE, target="nosuch", options={}))
     with pytest.raises(UblkdError, match="unknown target 'nosuch'") as caught:
-        recovery.look(cast("Control", driver), states, 3)
+        recovery.look(cast("Control", driver), states, found())
     assert caught.value.exit_code == 1

@@ -300,6 +300,13 @@ def _dead(world: World) -> None:
     world.control.known[3] = replace(INFO, state=DevState.DEAD)
 
 
+def _half_made(world: World) -> None:
+    _dead(world)
+    state = world.states.read(3)
+    assert state
+    world.states.write(replace(state, started=False, pid=os.getpid()))
+
+
 def _foreign(world: World) -> None:
     world.control.known[3] = replace(INFO, cookie=7)
 
@@ -316,6 +323,7 @@ def _old(world: World) -> None:
     ("make", "says", "code"),
     [
         (_dead, "is dead", 1),
+        (_half_made, "is still being made", 1),
         (_foreign, "not made by ublkd", 1),
         (_forgotten, "remembered of /dev/ublkb3 is gone", 1),
         (_old, "lacks UPDATE_SIZE", 3),

@@ -114,6 +114,37 @@ def test_a_next_daemon_that_fails_leaves_a_device_that_waits_and_says_so(
     assert told["did"] == ["look", "quiesce"]
 
 
+def test_a_next_daemon_that_dies_before_its_turn_leaves_a_device_that_waits_and_says_so(
+    tmp_path: Path,
+) -> None:
+    script = """
+def quiesce(*_):
+    did("quiesce")
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        os.kill(int(pid), 9)
+        os.waitid(os.P_PID, int(pid), os.WEXITED | os.WNOWAIT)
+ending.quiesce = quiesce
+"""
+    told = upgraded(tmp_path, script)
+    assert "quiesced and its requests wait" in told["message"]
+    assert "died before it was ready (signal SIGKILL)" in told["message"]
+    assert "ublkd recover 3" in told["hint"]
+    assert told["did"] == ["look", "quiesce"]
+
+
+def test_a_device_that_others_have_stopped_does_not_wait(tmp_path: Path) -> None:
+    told = upgraded(
+        tmp_path,
+        """
+daemon.serve_again = fails("is dead: it was stopped")
+manage.look = lambda *_: Found(
+    info=dev_info(3, flags=KEPT, state=DevState.DEAD), size=4096, state=None
+)
+""",
+    )
+    assert told["message"] == "is dead: it was stopped"
+
+
 @pytest.mark.parametrize("now", ["None", "found"])
 def test_a_device_that_others_have_deleted_or_serve_does_not_wait(tmp_path: Path, now: str) -> None:
     lost = f"daemon.serve_again = fails('is served by process 1')\nmanage.look = lambda *_: {now}\n"
