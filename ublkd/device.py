@@ -30,8 +30,8 @@ from ublkd.writeback import write_back
 
 READY_SECONDS = 30
 END_SECONDS = 60
-EXIT_SECONDS = writeback.SECONDS + SLOW_SECONDS + END_SECONDS + DEL_SECONDS + 2 * LOCK_SECONDS
-"""How long ``__exit__`` may take: what is dirty, STOP_DEV, the queues, DEL_DEV, twice the lock."""
+EXIT_SECONDS = writeback.SECONDS + SLOW_SECONDS + END_SECONDS + DEL_SECONDS + LOCK_SECONDS
+"""How long all of ``__exit__`` may take: what is dirty, STOP_DEV, the queues, DEL_DEV, the lock."""
 
 _stuck: list[ExitStack] = []
 """What the threads of queues that did not end may still use, kept until the process ends."""
@@ -220,8 +220,9 @@ class Device:
             self.control.end_recovery(self.id, os.getpid())
             self._left = False
         else:
-            self._refuse_deleted()
-            if any(queue.ended for queue in self._queues):  # Linux 7.2 would crash
+            with self._states.lock(look=self._refuse_deleted):  # see ending.py, _made
+                kept = self._states.read(self.id)
+            if kept is None or any(queue.ended for queue in self._queues):
                 raise self.control.deleted(self.id)
             self.control.start_dev(self.id, os.getpid())
             self._remember(self.info)
@@ -390,10 +391,9 @@ class Device:
             return
         try:
             # since nobody has its node open, others may have deleted it and an add have its number;
-            # as long as the lock is held none of ours gets it
-            with self._states.lock():
-                if names.is_there(self.control, self.id, self._cookie):
-                    self.control.del_dev(self.id)
+            # not under the lock, which all others would wait for while the disk is open
+            if names.is_there(self.control, self.id, self._cookie):
+                self.control.del_dev(self.id)
         except CommandError as error:
             if error.errno != errno.ENODEV:  # somebody else was faster
                 raise

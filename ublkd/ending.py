@@ -292,17 +292,25 @@ def _made(control: Control, states: StateDir, found: Found) -> Found | None:
         device = again(control, states, found)
     while device and device.is_being_made:
         assert device.state
-        pid, node = device.state.pid, f"/dev/ublkc{device.info.id}"
         if time.monotonic() > until:
-            if has_open(pid, node):
-                raise UblkdError(
-                    f"{device.called} is still being made by process {pid}",
-                    hint=f"wait for it, or end it with 'kill -9 {pid}', and try again",
-                )
-            break  # it has ended and the number is another's; or it will find the device gone
+            _give_up(states, device, device.state.pid)
+            break
         time.sleep(0.02)
         device = again(control, states, found)
     return device
+
+
+def _give_up(states: StateDir, device: Found, pid: int) -> None:
+    """Have nobody make it a disk any more: who opened its node and then finds no file of it, under
+    the same lock, starts nothing. Raises UblkdError if its node is open already.
+    """
+    with states.lock():
+        if has_open(pid, f"/dev/ublkc{device.info.id}"):
+            raise UblkdError(
+                f"{device.called} is still being made by process {pid}",
+                hint=f"wait for it, or end it with 'kill -9 {pid}', and try again",
+            )
+        states.remove(device.info.id)
 
 
 @contextlib.contextmanager

@@ -22,10 +22,13 @@ def serves(pid: int) -> bool:
 
 
 def has_open(pid: int, path: str) -> bool:
-    """Whether the process has that file open."""
-    with contextlib.suppress(OSError):
+    """Whether the process has that file open, or may have: nobody can tell."""
+    try:
         return path in _open_files(Path(f"/proc/{pid}"))
-    return False
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
 
 
 def is_there(pid: int) -> bool:

@@ -12,9 +12,10 @@ from ublkd import daemon, ending, manage, recovery, units
 from ublkd.background import Child, Log, Tell
 from ublkd.control import Control
 from ublkd.errors import UblkdError
-from ublkd.manage import UNSERVED, Found
+from ublkd.manage import Found
 from ublkd.state import StateDir
 from ublkd.systemd import unit_of
+from ublkd.uapi import DevState
 
 GO = b"!"
 
@@ -83,8 +84,8 @@ def _await(found: Found, next_one: Callable[[], object], again: str) -> None:
     except UblkdError as error:
         with Control() as control:
             now = manage.look(control, StateDir(), found.info.id)
-        waits = now and now.info.cookie == found.info.cookie and now.info.state in UNSERVED
-        if not waits:
+        same = now and now.info.cookie == found.info.cookie
+        if now is None or not same or now.served or now.info.state is DevState.DEAD:
             raise  # somebody else was faster, and the error says so
         raise UblkdError(
             f"{found.called} is quiesced and its requests wait: the old daemon has ended, and the "

@@ -91,7 +91,11 @@ def test_each_verb_answers_and_what_is_left_can_be_worked_with(scratch: Path, se
     ends: Counter[str] = Counter()
 
     def one(words: Words) -> str:
-        return kill_one(random.Random(seed)) if words is KILL else said(ublkd(*words, check=False))
+        return (
+            kill_one(random.Random(f"{seed} {number}"))
+            if words is KILL
+            else said(ublkd(*words, check=False))
+        )
 
     for number in range(ROUNDS):
         ublkd(*add)

@@ -138,6 +138,19 @@ def test_a_device_whose_queues_others_have_ended_is_never_made_a_disk(
     assert bench.left() == []
 
 
+def test_a_device_whose_file_a_del_has_taken_away_is_never_made_a_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ready(_: object, __: float) -> None:
+        StateDir(bench.states.path).remove(3)
+
+    monkeypatch.setattr(FakeQueue, "wait_ready", ready)
+    with pytest.raises(UblkdError, match="was stopped or deleted before"), bench.device():
+        pytest.fail("it must not come to be")
+    assert "start" not in bench.log
+    assert bench.left() == []
+
+
 def test_a_number_that_another_device_has_by_now_is_left_to_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -257,6 +257,13 @@ def test_a_process_that_has_the_number_of_who_made_a_device_is_not_waited_for(
     monkeypatch.setattr(ending, "MADE_SECONDS", 0)
     states.write(replace(STATE, started=False, pid=os.getpid()))
     driver.known[3] = replace(LIVE, state=DevState.DEAD)
+    stopping = driver.stop_dev
+
+    def stop(dev_id: int) -> None:
+        assert states.read(dev_id) is None, "whoever makes it could start it behind this"
+        stopping(dev_id)
+
+    monkeypatch.setattr(driver, "stop_dev", stop)
     ending.delete(cast("Control", driver), states, found(driver, states))
     assert list(driver.log) == ["stop", "del"]
 

@@ -122,6 +122,17 @@ def test_only_the_device_of_a_server_is_one(monkeypatch: pytest.MonkeyPatch, nam
     assert process.serves(os.getpid())
 
 
+def test_a_process_that_may_not_be_looked_at_may_have_any_file_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert process.has_open(os.getpid(), "/dev/ublkc7")
+    assert not process.serves(os.getpid())
+
+
 def test_without_a_descriptor_of_the_process_nobody_is(
     run: Callable[..., Process], device: Path
 ) -> None:
