@@ -185,7 +185,7 @@ def _change(
 def _update(control: Control, states: StateDir, device: Found, size: int) -> None:
     """Others may have deleted it by now, and an add have its number."""
     if manage.again(control, states, device) is None:
-        raise UblkdError(f"{device.called} is gone", hint="see 'ublkd list'")
+        raise manage.gone(device)
     control.update_size(device.info.id, size)
 
 

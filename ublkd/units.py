@@ -51,7 +51,7 @@ def serve(found: Found, unit: str) -> None:
         with Control() as control:
             now = manage.look(control, StateDir(), found.info.id)
         if now is None or now.info.cookie != found.info.cookie:
-            raise UblkdError(f"{found.called} is gone", hint="see 'ublkd list'")
+            raise manage.gone(found)
         if now.served:
             return
         if time.monotonic() > until:
