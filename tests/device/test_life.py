@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tools import (
+    await_end,
     counters,
     daemons,
     device,
@@ -128,8 +129,7 @@ def test_a_signal_ends_the_daemon_and_the_device(scratch: Path, number: signal.S
     disk = sparse(scratch / "disk.img", 4 * MIB)
     ublkd("add", "--target", "loop", "--file", disk)
     os.kill(ublkd_json("show", "0")["pid"], number)
-    wait_until(lambda: not ublkd_json("list"), 30, "the device's end")
-    wait_until(lambda: not daemons(), 30, "the daemon's end")
+    await_end()
     nothing_left()
 
 

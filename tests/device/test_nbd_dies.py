@@ -29,6 +29,7 @@ from nbd import (
     writing,
 )
 from tools import (
+    await_end,
     digest,
     leases,
     nothing_left,
@@ -267,5 +268,5 @@ def test_an_orderly_end_lets_requests_be_answered_first(scratch: Path) -> None:
             os.kill(daemon_of(node), signal.SIGTERM)
             server.heal()
             assert asked.wait() == ["ok"]
-        wait_until(lambda: not Path(node).exists(), 60, "the end of the disk")
+        await_end()
     nothing_left()

@@ -16,6 +16,7 @@ import pytest
 from load import files, flushed, kill, load, pid_of, state_of
 from mortals import MortalQemuNbd
 from tools import (
+    await_end,
     device,
     figures,
     fio,
@@ -231,7 +232,7 @@ def test_what_the_kernel_still_held_for_a_disk_that_ends_is_on_its_backing(
             disk.write(b"held" * 4096)  # in the page cache, until somebody writes it back
             if way == "signal":
                 os.kill(pid_of(node), signal.SIGTERM)
-                wait_until(lambda: not ublkd_json("list"), 60, "the device's end")
+                await_end()
             else:
                 ublkd(way, node, "--force")
         assert (scratch / "0.img").read_bytes()[:16384] == b"held" * 4096, kind

@@ -167,6 +167,12 @@ def figures(line: str) -> None:
     print(f"\nfigures: {line}")
 
 
+def await_end(seconds: float = 60) -> None:
+    """Of all devices and then of their daemons, which take their files away behind the disks."""
+    wait_until(lambda: not ublkd_json("list"), seconds, "the end of all devices")
+    wait_until(lambda: not daemons(), seconds, "the end of all daemons")
+
+
 def nothing_left() -> None:
     """No device, no file and no process of ours is on the machine."""
     assert not list(Path("/sys/class/ublk-char").glob("*"))
