@@ -6,7 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tools import run, wait_until
+from tools import (
+    patiently,
+    run,
+)
 
 
 @contextlib.contextmanager
@@ -16,8 +19,7 @@ def ram_disks(count: int, size: int) -> Iterator[list[str]]:
     try:
         yield [f"/dev/ram{n}" for n in range(count)]
     finally:
-        # a ring that held one is torn down behind the daemon's back
-        wait_until(lambda: not run("rmmod", "brd", check=False).returncode, 10, "rmmod brd")
+        patiently("rmmod", "brd")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def mapped(name: str, below: str, size: int) -> Iterator[Mapped]:
     try:
         yield disk
     finally:
-        run("dmsetup", "remove", "--retry", name)
+        patiently("dmsetup", "remove", name)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from direct import Direct, direct, outcome
-from tools import counters, device, fio, ublkd_json, wait_until
+from tools import (
+    counters,
+    device,
+    fio,
+    run,
+    ublkd_json,
+    wait_until,
+)
 
 from tests.unit.nbd.certificates import authority, certificate
 
@@ -206,6 +213,27 @@ def reading(node: str, at: int, length: int) -> Callable[[], str]:
             return found.read(at, length)[0]
 
     return read
+
+
+def syncing(node: str) -> Callable[[], str]:
+    """A call that has all that was written kept, and says how that ended."""
+
+    def sync() -> str:
+        with direct(node) as found:
+            return found.sync()
+
+    return sync
+
+
+def settled(node: str) -> None:
+    """The kernel looks for partitions when a disk appears, or soon; that is over behind this.
+
+    As long as it has not begun, it refuses to look again; then that waits for the first look.
+    """
+    wait_until(lambda: not run("blockdev", "--rereadpt", node, check=False).returncode, 60,
+               "the look for partitions")  # fmt: skip
+    run("blockdev", "--flushbufs", node)
+    run("dd", f"if={node}", "of=/dev/null", "bs=4k", "count=1", "status=none")
 
 
 def writing(node: str, at: int, data: bytes) -> Callable[[], str]:

@@ -60,7 +60,9 @@ def wire() -> Iterator[Wire]:
                 end.addr("add", index=index, address=address, prefixlen=24)
                 end.link("set", index=index, state="up")
                 ends.append((end, index))
-            yield Wire(ends)
-            here.link("del", index=ends[0][1])
+            try:
+                yield Wire(ends)
+            finally:
+                here.link("del", index=ends[0][1])
     finally:
         netns.remove(NAME)

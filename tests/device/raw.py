@@ -50,7 +50,7 @@ from uring import (
 
 from ublkd.control import ANY_ID, CommandError, Control
 from ublkd.target import Params
-from ublkd.uapi import Feature
+from ublkd.uapi import Cmd, Feature
 
 # --- who uses the disk ------------------------------------------------------------------------
 
@@ -204,10 +204,10 @@ def lacks(wanted: Feature) -> bool:
 
 
 def delete(dev_id: int) -> None:
-    """DEL_DEV, with a deadline; it is well if there is nothing to delete."""
+    """DEL_DEV, more patiently than the product; it is well if there is nothing to delete."""
     with Control() as control:
         try:
-            control.del_dev(dev_id)
+            control._command(Cmd.DEL_DEV, dev_id, seconds=60)
         except CommandError as error:
             if error.errno != errno.ENODEV:
                 raise

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from steps import DAEMON, killed
 from tools import (
     daemons,
     device,
@@ -177,7 +178,7 @@ def test_standard_output_that_is_closed_leaves_no_device(scratch: Path) -> None:
     for ending in (">&-", "| true", ">/dev/full"):
         command = f"{{ ublkd add --target loop --file {disk}; echo $? >&2; }} {ending}"
         if ending == "| true":
-            command = f"{{ sleep 0; ublkd add --target loop --file {disk}; echo $? >&2; }} | :"
+            command = f"exec 3> >(:); wait $!; {command.removesuffix(ending)} >&3"
         done = run("bash", "-c", command)
         assert "Traceback" not in done.stderr
         assert "standard output" in done.stderr, done
@@ -230,18 +231,9 @@ def test_of_two_adds_of_one_file_exactly_one_wins_unless_shared(scratch: Path) -
 
 
 def test_an_add_whose_daemon_is_killed_says_so_and_leaves_nothing(scratch: Path) -> None:
-    """The daemon is killed as soon as its device exists; the command must not hang."""
-    adding = subprocess.Popen(
-        ["ublkd", "add", "--target", "null", "--queues", "2", "--depth", "4096"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    victim = None
-    while adding.poll() is None and victim is None:
-        victim = next((pid for pid in daemons() if pid != adding.pid), None)
-    assert victim is not None, adding.communicate()
-    os.kill(victim, 9)
-    out, said = adding.communicate(timeout=120)
-    assert not out
-    assert adding.returncode == 1
-    assert "died before it was ready (signal SIGKILL)" in said
+    """The daemon is killed once its device exists; the command must not hang."""
+    death = killed(13, DAEMON, scratch, "add", "--target", "null", "--queues", "2")
+    assert death is not None
+    assert (death.done.returncode, death.done.stdout) == (1, "")
+    assert "died before it was ready (signal SIGKILL)" in death.done.stderr
     nothing_left()

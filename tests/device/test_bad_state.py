@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 from load import files, kill, pid_of, state_of
-from tools import RUN_DIR, device, fio, nothing_left, refused, run, sparse, ublkd, ublkd_json
+from tools import (
+    RUN_DIR,
+    device,
+    fio,
+    nothing_left,
+    refused,
+    run,
+    sparse,
+    ublkd,
+    ublkd_json,
+    wait_until,
+)
 
 MIB = 1 << 20
 
@@ -55,6 +66,7 @@ def test_what_was_remembered_wrongly_is_not_believed_and_the_device_can_be_delet
 ) -> None:
     with device("loop", *files(scratch), "--name", "db") as node:
         kill(node)
+        wait_until(lambda: state_of(node) == "quiesced", 60, "the driver's notice")
         file = RUN_DIR / "0.json"
         right = file.read_bytes()
         for kind, spoil in BROKEN.items():
@@ -88,7 +100,7 @@ def test_a_folder_that_others_can_write_is_trusted_in_nothing(scratch: Path) -> 
         kill(node)
         for words in (["recover", node], ["recover", "--all"], ["del", node]):
             assert "nothing in it can be trusted" in refused(*words), words
-        assert state_of(node) == "quiesced"
+        wait_until(lambda: state_of(node) == "quiesced", 60, "the driver's notice")
         RUN_DIR.chmod(0o700)
         ublkd("recover", node)
     nothing_left()

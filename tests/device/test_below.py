@@ -6,7 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools import device, digest, mounted, nothing_left, refused, run, sparse, ublkd_json
+from tools import (
+    device,
+    digest,
+    mounted,
+    nothing_left,
+    patiently,
+    refused,
+    run,
+    sparse,
+    ublkd_json,
+)
 
 MIB = 1 << 20
 
@@ -21,7 +31,7 @@ def linear(node: str, name: str) -> Iterator[str]:
     try:
         yield f"/dev/mapper/{name}"
     finally:
-        run("dmsetup", "remove", "--retry", name)
+        patiently("dmsetup", "remove", name)
 
 
 @contextlib.contextmanager

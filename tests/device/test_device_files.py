@@ -102,7 +102,7 @@ def opened(node: str) -> None:
     os.close(os.open(node, os.O_RDONLY))
 
 
-@pytest.mark.deadline(200)
+@pytest.mark.deadline(240)
 def test_a_file_is_served_and_its_disk_outlives_whoever_serves_it(scratch: Path, etc: Path) -> None:
     path, mnt = loop(etc, "disk"), scratch / "mnt"
     with service(scratch) as served:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -228,8 +229,11 @@ def test_a_reader_through_io_uring_is_told_or_tries_again_for_ever(name: str) ->
 
 def in_the_driver() -> bool:
     """Whether one of this process's workers in the kernel is inside the driver."""
-    stacks = [stack.read_text() for stack in Path("/proc/self/task").glob("*/stack")]
-    return any("[ublk_drv]" in stack for stack in stacks)
+    for stack in Path("/proc/self/task").glob("*/stack"):
+        with contextlib.suppress(OSError):  # they come and go
+            if "[ublk_drv]" in stack.read_text():
+                return True
+    return False
 
 
 def test_start_waits_for_the_last_fetch() -> None:
@@ -270,5 +274,5 @@ def test_del_waits_until_the_server_lets_go() -> None:
             assert not Path(server.node).exists()
             assert not deleted.done()
             server.let_go()
-            deleted.result(20)
+            deleted.result(60)
     nothing_left()

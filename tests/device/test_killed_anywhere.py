@@ -23,7 +23,7 @@ def quiet() -> bool:
 
 def after(death: Death, verb: str) -> None:
     """What is left is listed, and shown, and settles by itself."""
-    if death.who == COMMAND and death.step.startswith("hear") and verb == "add":
+    if (death.who, death.step, verb) == (COMMAND, "hear", "add"):
         wait_until(lambda: not daemons(), 60, f"the end of a daemon that nobody hears: {death}")
     wait_until(quiet, 90, f"the end of what {death} has left")
     for one in ublkd_json("list"):

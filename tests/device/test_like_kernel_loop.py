@@ -144,7 +144,7 @@ def use(disk: Disk, at: Path) -> tuple[int, int]:
         run("dd", "if=/dev/urandom", f"of={mnt}/large", "bs=1M", "count=8", "conv=fsync")
         run("sync", mnt)
         run("rm", "-r", mnt / "gone", mnt / "large")
-        run("sync", mnt)
+    with mounted(disk.node, at) as mnt:  # before it was unmounted, xfs may still be at freeing it
         freed = trimmed(mnt)
     run("sync", disk.file)
     return freed, disk.blocks

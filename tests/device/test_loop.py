@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from mapped import ram_disks
 from tools import (
     counters,
     device,
@@ -77,17 +78,14 @@ def test_what_is_written_is_in_the_file_byte_for_byte(scratch: Path) -> None:
 
 
 def test_a_device_as_backing_works_like_a_file(scratch: Path) -> None:
-    run("modprobe", "brd", "rd_nr=1", "rd_size=65536")
-    try:
+    with ram_disks(1, 64 * MIB) as (ram,):
         for lease in leases():
-            with device("loop", "--file", "/dev/ram0", "--lease", lease) as node:
+            with device("loop", "--file", ram, "--lease", lease) as node:
                 assert ublkd_json("show", node)["size"] == 64 * MIB
                 fio(node, "--rw=randwrite", "--bs=4k", "--size=8m", "--iodepth=32",
                     "--verify=crc32c", "--verify_fatal=1")  # fmt: skip
                 run("blkdiscard", "-z", "--offset", "0", "--length", "1M", node)
                 assert digest(node, MIB) == digest("/dev/zero", MIB)
-    finally:
-        run("rmmod", "brd", check=False)
 
 
 def test_flush_and_fua_arrive_and_are_counted(scratch: Path) -> None:

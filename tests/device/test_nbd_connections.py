@@ -89,7 +89,7 @@ def test_a_server_that_shuts_down_with_requests_in_flight_is_asked_again(scratch
 
     with (
         Mortal(scratch, *words) as server,
-        disk(server.uri(), "--connections", "4") as node,
+        disk(server.uri(), "--connections", "4", "--reconnect-window", "inf") as node,
         Meanwhile(*(functools.partial(write_and_read, node, cpu) for cpu in range(4))) as load,
     ):
         for _ in range(3):
@@ -101,7 +101,7 @@ def test_a_server_that_shuts_down_with_requests_in_flight_is_asked_again(scratch
             )  # fmt: skip
             server.end(signal.SIGTERM)
             server.start()
-        assert lost(node) >= 3 * 4
+        wait_until(lambda: lost(node) >= 3 * 4, 60, "the last loss")
         over.append(True)
         assert load.wait() == [{"ok"}] * 4
     nothing_left()

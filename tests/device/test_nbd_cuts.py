@@ -12,8 +12,20 @@ from pathlib import Path
 
 import pytest
 from direct import Direct, direct
-from nbd import KIB, MIB, Meanwhile, discard, disk, is_connected, lost, reading, writing, zero
-from tools import counters, fio, leases, nothing_left, run, wait_until
+from nbd import (
+    KIB,
+    MIB,
+    Meanwhile,
+    discard,
+    disk,
+    is_connected,
+    lost,
+    reading,
+    settled,
+    writing,
+    zero,
+)
+from tools import fio, leases, nothing_left, wait_until
 
 from tests.unit.nbd.faults import (
     ALL,
@@ -257,14 +269,15 @@ def test_a_request_without_an_answer_gives_the_connection_up_and_is_asked_again(
             disk(server.uri(), "--request-timeout", "1", "--lease", lease) as node,
             direct(node) as at,
         ):
-            run("blockdev", "--flushbufs", node)
+            settled(node)
             server.fault(*faults)
             assert at.write(0, b"\x33" * LENGTH) == "ok"
-            assert lost(node) == 1
+            first = lost(node)  # one, unless anybody was held up for a second
+            assert first >= 1
             for n in range(6):
                 assert at.read(0, LENGTH) == ("ok", b"\x33" * LENGTH), n
-            assert lost(node) == 2
-            assert server.connections == 3
+            assert lost(node) > first
+            assert server.connections == lost(node) + 1
     nothing_left()
 
 
@@ -293,10 +306,14 @@ def test_a_write_whose_connection_was_given_up_lands_twice_and_is_answered_once(
     ):
         server.fault(Fault("stall", "apply", command=WRITE))
         assert writing(node, 0, b"\x01" * LENGTH)() == "ok"
-        assert [(r.connection, r.offset) for r in server.asked(WRITE)] == [(0, 0), (1, 0)]
-        assert counters(node)["lost_connections"] == 1
+        one, *again = server.asked(WRITE)  # one more, unless anybody was held up for a second
+        assert again
+        assert one.connection not in {r.connection for r in again}
+        assert {r.offset for r in (one, *again)} == {0}
+        before = lost(node)
+        assert before >= 1
         server.data[:LENGTH] = bytes(LENGTH)
         server.go_on()
         wait_until(lambda: server.data[:LENGTH] == b"\x01" * LENGTH, 30, "the first write")
-        assert counters(node)["lost_connections"] == 1
+        assert lost(node) == before
     nothing_left()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_a_late_write_is_waited_for_and_newer_data_wins(scratch: Path, way: str)
         pki = certificates(scratch, "127.0.0.1")
         filters = [f"--tls-certificates={pki}", "--tls=require"]
         words += ["--tls-certificates", str(pki)]
+    assert any(waited_for(scratch / str(n), way, filters, words) for n in range(5))
+    nothing_left()
+
+
+def waited_for(
+    scratch: Path, way: str, filters: Sequence[str], words: Sequence[str | Path]
+) -> bool:
+    """One late write; or it was so late that no daemon would wait for it."""
+    scratch.mkdir()
     with (
         Mortal(scratch, *filters, *plugin(scratch, IN_TIME), tcp=way != "unix") as server,
         disk(server.uri(tls=way == "tls"), *words) as node,
@@ -55,10 +65,11 @@ def test_a_late_write_is_waited_for_and_newer_data_wins(scratch: Path, way: str)
     ):
         assert at.write(0, OLD) == "ok"
         assert lost(node) >= 1, "nothing was late"
-        assert writes(scratch)[:3] == ["begun", "done", "begun"], "it was not waited for"
+        if lost(node) > 1 or writes(scratch) != ["begun", "done"] * 2:
+            return False
         assert at.write(0, NEW) == "ok"
         assert at.read(0, LENGTH) == ("ok", NEW)
-    nothing_left()
+    return True
 
 
 def test_a_write_that_is_later_than_that_lands_on_newer_data(scratch: Path) -> None:
@@ -66,7 +77,7 @@ def test_a_write_that_is_later_than_that_lands_on_newer_data(scratch: Path) -> N
     delay = f"while [ ! -e {scratch}/go ]; do sleep 0.1; done"
     with (
         Mortal(scratch, *plugin(scratch, delay)) as server,
-        disk(server.uri(), "--request-timeout", "1") as node,
+        disk(server.uri(), "--request-timeout", "3") as node,
         direct(node) as at,
     ):
         assert at.write(0, OLD) == "ok"

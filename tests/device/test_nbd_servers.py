@@ -20,6 +20,7 @@ from nbd import (
     disk,
     lost,
     queues,
+    settled,
     verify,
     zero,
 )
@@ -123,12 +124,6 @@ def test_each_command_reaches_the_server_once_and_as_it_was_meant(scratch: Path)
                 "flush",
             ], f"with lease {lease}"  # fmt: skip
     nothing_left()
-
-
-def settled(node: str) -> None:
-    """The kernel looks for partitions when a disk appears; that is over behind this."""
-    run("blockdev", "--flushbufs", node)
-    run("dd", f"if={node}", "of=/dev/null", "bs=4k", "count=1", "status=none")
 
 
 def test_a_flag_that_is_not_offered_is_not_used(scratch: Path) -> None:

@@ -28,7 +28,7 @@ from tools import (
 
 MIB = 1 << 20
 
-pytestmark = pytest.mark.deadline(180)
+pytestmark = pytest.mark.deadline(240)
 
 
 def can_resize() -> bool:

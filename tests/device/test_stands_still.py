@@ -14,7 +14,7 @@ from tools import device, figures, lent_and_copied, nothing_left, ublkd_json
 THOROUGH = "THOROUGH" in os.environ
 SECONDS = 60 if THOROUGH else 3
 
-pytestmark = [pytest.mark.deadline(600 if THOROUGH else 120), pytest.mark.one_kernel]
+pytestmark = [pytest.mark.deadline(600 if THOROUGH else 240), pytest.mark.one_kernel]
 
 
 def test_a_daemon_that_stands_still_under_load_is_a_pause_and_nothing_else(scratch: Path) -> None:

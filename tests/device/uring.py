@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-SECONDS = 20
+SECONDS = 60
 """How long anything may take that must come."""
 
 OP_READ_FIXED, OP_WRITE_FIXED, OP_POLL_ADD, OP_READ = 4, 5, 6, 22

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from tools import run
+from tools import (
+    patiently,
+    run,
+)
 
 SUPER = struct.Struct("<QQQI")  # struct log_write_super
 MAGIC = 0x6A736677736872
@@ -72,7 +75,7 @@ def logged(name: str, below: str, log: str, size: int) -> Iterator[Logged]:
     try:
         yield Logged(name)
     finally:
-        run("dmsetup", "remove", "--retry", name)
+        patiently("dmsetup", "remove", name)
 
 
 def read_log(log: str) -> list[Entry]:

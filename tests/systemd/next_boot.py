@@ -6,9 +6,10 @@ left on it what is looked for here.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from tools import run, ublkd_json
+from tools import run, ublkd_json, wait_until
 
 from tests.systemd import units
 from tests.systemd.units import Describe, systemctl
@@ -17,6 +18,7 @@ WRITTEN = Path("/srv/written")
 
 
 def test_the_disk_that_fstab_names_came_back_with_all_that_was_written() -> None:
+    wait_until(lambda: os.path.ismount("/mnt/disk"), units.SOON, "the mount of fstab")
     source = run("findmnt", "--noheadings", "--output=SOURCE", "/mnt/disk").stdout.strip()
     assert source == units.node("disk")
     assert units.shown("disk", "NRestarts")["NRestarts"] == "0"

@@ -50,7 +50,7 @@ def test_a_disk_that_is_in_use_waits_for_the_next_start(described: Describe) -> 
     run("mkfs.ext4", "-q", node)
     with mounted(node, Path("/mnt/used")) as at:
         systemctl("stop", "used")
-        assert units.device("used")["state"] == "quiesced"
+        wait_until(lambda: units.device("used")["state"] == "quiesced", units.SOON, "quiesced")
         assert "is left to the driver" in units.said("used")
         writer = subprocess.Popen(
             ["dd", "if=/dev/urandom", f"of={at}/file", "bs=64k", "count=32", "conv=fsync"],
@@ -78,4 +78,5 @@ def test_a_daemon_that_does_not_go_on_is_replaced(described: Describe) -> None:
         os.kill(pid, signal.SIGSTOP)
         units.served_by_another_than(pid, "stuck")
         running.wait()
+    run("journalctl", "--sync")
     assert "Watchdog timeout" in run("journalctl", "--no-pager", "--output=cat").stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tools import run
+from tools import run, wait_until
 
 from tests.systemd import units
 from tests.systemd.units import systemctl
@@ -26,7 +26,7 @@ def test_a_shutdown_begins_with_disks_mounted_and_written() -> None:
     Path("/mnt/left").mkdir()
     run("mount", "-o", "ro", units.node("left"), "/mnt/left")
     systemctl("stop", "left")
-    assert units.device("left")["state"] == "quiesced"
+    wait_until(lambda: units.device("left")["state"] == "quiesced", units.SOON, "quiesced")
     Path("/srv/left.disk").write_text(Path(units.node("left")).name)
     image = units.image("hand")
     run("mkfs.ext4", "-q", image)

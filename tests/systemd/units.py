@@ -66,6 +66,12 @@ def said(name: str) -> str:
     return run(*words).stdout
 
 
+def warnings(name: str) -> list[str]:
+    """What they have warned of, but for a udev that took its time."""
+    return [line for line in said(name).splitlines()
+            if "warning" in line and "udev has not made" not in line]  # fmt: skip
+
+
 class Describe:
     """Writes the files of devices, and remembers them."""
 
