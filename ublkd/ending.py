@@ -203,8 +203,12 @@ def quiesce(control: Control, states: StateDir, found: Found) -> None:
     device = _there(again(control, states, found), found)
     refuse_unquiescable(device)
     until = time.monotonic() + QUIESCE_SECONDS
-    with _watch(device.pid) as daemon:
+    daemons: dict[int, int | None] = {}  # another may have taken it over by now
+    with contextlib.ExitStack() as watched:
         while device.info.state not in UNSERVED:
+            if device.pid not in daemons:
+                daemons[device.pid] = watched.enter_context(_watch(device.pid))
+            daemon = daemons[device.pid]
             _have_taken_back(control, states, device)
             if daemon is None or select.select([daemon], [], [], 0.1)[0]:
                 time.sleep(0.005)  # the driver hears of the end a moment after it
@@ -212,7 +216,8 @@ def quiesce(control: Control, states: StateDir, found: Found) -> None:
                 raise _unquiesced(device)
             device = _there(again(control, states, device), found)
             refuse_unquiescable(device)
-        _wait_gone(daemon, found)  # it lets go of the backing after the device
+        for daemon in daemons.values():
+            _wait_gone(daemon, found)  # it lets go of the backing after the device
 
 
 def _unquiesced(device: Found) -> UblkdError:
@@ -339,9 +344,15 @@ def _tell(daemon: int | None, pid: int) -> None:
 
 
 def _take_away(control: Control, states: StateDir, device: Found) -> None:
-    """Others may have deleted it by now, and an add have its number. Raises CommandError."""
+    """Others may have stopped or deleted it by now, and an add have its number. Raises
+    CommandError.
+    """
     if again(control, states, device):
-        control.stop_dev(device.info.id)
+        try:
+            control.stop_dev(device.info.id)
+        except CommandError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
 
 def _write_back(device: Found) -> None:

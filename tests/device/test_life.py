@@ -126,25 +126,6 @@ def in_d_state() -> list[str]:
     return found
 
 
-def test_what_a_deleted_disk_stood_on_can_be_taken_away_at_once(scratch: Path) -> None:
-    below, mnt = sparse(scratch / "below.img", 64 * MIB), scratch / "mnt"
-    run("mkfs.ext4", "-q", below)
-    mnt.mkdir()
-    for lease in leases():
-        for verb in ("del", "stop", "signal"):
-            run("mount", "-o", "loop", below, mnt)
-            node = ublkd("add", "--target", "loop", "--file", sparse(mnt / "disk.img", 8 * MIB),
-                         "--queues", "2", "--lease", lease).stdout.strip()  # fmt: skip
-            if verb == "signal":
-                os.kill(ublkd_json("show", node)["pid"], signal.SIGTERM)
-                await_end()
-            else:
-                ublkd(verb, node)
-            run("umount", mnt)  # it would be busy
-            ublkd("del", node, check=False)
-    nothing_left()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_daemon_and_the_device(scratch: Path, number: signal.Signals) -> None:
     disk = sparse(scratch / "disk.img", 4 * MIB)

@@ -105,6 +105,34 @@ def test_while_commands_are_taken_back_nobody_takes_the_device_over(
     quiesce(driver, states)
 
 
+def test_each_daemon_that_was_quiesced_is_waited_for(
+    driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recover may have come in between: then the second one holds the backing."""
+    waited = []
+
+    def wait(daemon: int, _: object) -> None:
+        told = Path(f"/proc/self/fdinfo/{daemon}").read_text().split()
+        waited.append(int(told[told.index("Pid:") + 1]))
+
+    monkeypatch.setattr(ending, "_wait_gone", wait)
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        served = iter([second.pid])
+
+        def quiesce_dev(*_: object) -> None:
+            if (pid := next(served, None)) is None:
+                driver.known[3] = replace(LIVE, state=DevState.QUIESCED)
+            else:
+                driver.known[3] = replace(LIVE, pid=pid)
+
+        monkeypatch.setattr(driver, "quiesce_dev", quiesce_dev)
+        driver.known[3] = replace(LIVE, pid=first.pid)
+        quiesce(driver, states)
+        first.kill()
+        second.kill()
+    assert waited == [first.pid, second.pid]
+
+
 @pytest.mark.parametrize("end", [{"state": DevState.DEAD}, None])
 def test_a_disk_that_ends_meanwhile_is_not_waited_for(
     driver: Driver, states: StateDir, monkeypatch: pytest.MonkeyPatch, end: dict[str, Any] | None
