@@ -31,6 +31,7 @@ from ublkd.device import Device
 from ublkd.errors import UblkdError
 from ublkd.features import Recovery, groups, negotiate
 from ublkd.manage import Found
+from ublkd.process import is_there
 from ublkd.state import StateDir, new_cookie
 from ublkd.target import OPEN_TIMEOUT, OptionValue, Target
 from ublkd.uevent import wait_for_node
@@ -347,3 +348,4 @@ def take_back(cookie: int) -> None:
         for device in manage.devices(control, states):
             if device.info.cookie == cookie:
                 ending.delete(control, states, device, force=True)
+        states.sweep(is_there)  # what it was just writing when it was killed

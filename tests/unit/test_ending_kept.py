@@ -116,21 +116,11 @@ def test_each_daemon_that_was_quiesced_is_waited_for(
         waited.append(int(told[told.index("Pid:") + 1]))
 
     monkeypatch.setattr(ending, "_wait_gone", wait)
-    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
-        served = iter([second.pid])
-
-        def quiesce_dev(*_: object) -> None:
-            if (pid := next(served, None)) is None:
-                driver.known[3] = replace(LIVE, state=DevState.QUIESCED)
-            else:
-                driver.known[3] = replace(LIVE, pid=pid)
-
-        monkeypatch.setattr(driver, "quiesce_dev", quiesce_dev)
-        driver.known[3] = replace(LIVE, pid=first.pid)
-        quiesce(driver, states)
-        first.kill()
-        second.kill()
-    assert waited == [first.pid, second.pid]
+    coming = iter([replace(LIVE, pid=os.getpid()), replace(LIVE, state=DevState.QUIESCED)])
+    monkeypatch.setattr(driver, "quiesce_dev", lambda *_: driver.known.update({3: next(coming)}))
+    driver.known[3] = replace(LIVE, pid=os.getppid())
+    quiesce(driver, states)
+    assert waited == [os.getppid(), os.getpid()]
 
 
 @pytest.mark.parametrize("end", [{"state": DevState.DEAD}, None])
