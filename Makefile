@@ -160,7 +160,7 @@ $(DEB)/done.stamp: $(SOURCES) $(wildcard packaging/* packaging/debian/* systemd/
 	@sh packaging/deb.sh $(DEB)/out
 	@touch $@
 
-LAB_SYSTEMD = $(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) \
+LAB_SYSTEMD = $(LAB) run --kernel $(KERNEL) --cpus $(CPUS) --mem $(MEM) --deadline 4000 \
 	--before 'sh tests/systemd/prepare.sh $(DEB)/out/*.deb'
 TWO_BOOTS := .cache/systemd.disk
 

@@ -50,7 +50,6 @@ MOMENT = 0.1
 
 log = logging.getLogger(__name__)
 
-
 Dial = Callable[[float, int | None], Connection]
 
 
@@ -250,6 +249,7 @@ class Keeper:
                 self._parting.hear_out(math.inf if failed else left)
                 left = math.inf if failed else began + window - time.monotonic()
                 made = self._dialled(min(self._settings.open_timeout, max(left, MOMENT)))
+                answered = self._ended()  # what ends from here on has come over these
                 self._use(made)
             except Stopped:
                 raise
@@ -260,7 +260,7 @@ class Keeper:
                 said = message
                 self._nap(math.inf if failed else began + window - time.monotonic())
             else:
-                self._answered = self._ended()
+                self._answered = answered
                 log.warning("%s: connected again after %.1f seconds", self._shown,
                             time.monotonic() - began)  # fmt: skip
                 return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ublkd.targets.nbd.keeper import Keeper
 
 DEPTH, MAX_IO, GATHERED = 4, 64 << 10, 16 << 10
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds: what takes longer never comes."""
 
 

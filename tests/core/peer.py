@@ -11,7 +11,7 @@ from itertools import cycle
 from types import TracebackType
 from typing import Self
 
-DEADLINE = 10.0
+DEADLINE = 120.0
 """Seconds: a peer that waits longer has been forgotten."""
 
 

@@ -37,7 +37,7 @@ def new_pair() -> Iterator[PairMaker]:
         def make(of: Callable[[], Pair] = unix_pair) -> Pair:
             pair = of()
             for end in pair:
-                end.settimeout(5)
+                end.settimeout(60)
                 undo.callback(end.close)
             pair[0].setblocking(True)  # a time limit would mean O_NONBLOCK
             return pair

@@ -160,12 +160,13 @@ def test_an_answer_to_what_has_not_left_yet_ends_it_and_the_late_header_is_no_ha
 
 def test_a_flush_of_ours_that_is_never_answered_is_late(new_disk: DiskMaker) -> None:
     """Though no request is under way: they all wait for it."""
-    disk = new_disk(pages=PAGES["copy, gathered"], journal_bytes=2 * SIZE, timeout_ns=SOON)
+    disk = new_disk(pages=PAGES["copy, gathered"], journal_bytes=2 * SIZE)
     server = attach(disk)
     write(disk, 0, 1)
     answer(disk, server, 0, 1)
     write(disk, 2)
     assert heard(server) == [OUR_FLUSH]
+    disk.lib.nbd_limits(disk.links, SOON, 0)  # not before: others would be late as well
     disk.until_lost()
     assert disk.status.loss == disk.lib.NBD_LOST_TIMEOUT
 

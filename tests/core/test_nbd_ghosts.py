@@ -47,6 +47,8 @@ class Kept(KeptDisk):
 
     def until_it_waits(self) -> None:
         self.until(lambda: self.waits)
+        # from here on no server is late: on a busy machine an honest one could be
+        self.disk.lib.nbd_limits(self.keeper.links, 0, 0)
 
     def until_written(self, *tags: int) -> None:
         self.until_committed(*tags)
@@ -144,6 +146,7 @@ def test_a_server_that_never_ends_the_old_connection_is_not_waited_for_for_ever(
     with Misbehaving(place, stalled()) as server:
         kept = keep(server, bound=0.05)
         kept.write(0, OLD)
+        kept.until_it_waits()
         kept.until_written(0)
         kept.write(1, NEW)
         kept.until_written(1)
@@ -216,7 +219,7 @@ def test_new_writes_wait_until_what_may_be_lost_was_written_again(
 def test_what_was_written_again_and_not_acknowledged_is_waited_for_as_well(
     keep: KeptMaker, place: Path | int
 ) -> None:
-    with Misbehaving(place, stalled(connection=1)) as server:
+    with Misbehaving(place, Fault("stall", "apply", command=WRITE, nth=1)) as server:
         kept = keep(server, timeout=LONG, open_timeout=0.3)
         kept.write(0, OLD)
         kept.until_written(0)
@@ -225,7 +228,7 @@ def test_what_was_written_again_and_not_acknowledged_is_waited_for_as_well(
         server.start()
         kept.write(1, NEW)
         kept.until_it_waits()
-        assert server.connections == 2
+        assert len(server.asked(WRITE)) == 2
         server.go_on()
         kept.until_written(1)
         assert server.data[:SIZE] == NEW

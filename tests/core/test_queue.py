@@ -15,7 +15,7 @@ import pytest
 from .core import Core
 from .files import FileMaker, limit, open_fds
 
-DEADLINE = 10
+DEADLINE = 60
 QUEUE_DEPTH = 8
 
 

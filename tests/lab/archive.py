@@ -67,6 +67,7 @@ Dir::Log "{root}/log";
 APT::Sandbox::User "root";
 APT::Install-Recommends "false";
 {acquire}
+Acquire::Retries "5";
 Acquire::Languages "none";
 """
 

@@ -17,7 +17,7 @@ from . import confine, kernellog, machine
 from .control import Message, Reader, Word
 from .errors import Exit, LabError, say
 
-_QUIET = 3.0  # seconds without output after which what a job left behind is not waited for
+_QUIET = 30.0  # seconds without output after which what a job left behind is not waited for
 _DUMP = 30.0  # seconds a stuck guest has to show its tasks
 
 

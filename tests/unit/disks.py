@@ -17,7 +17,7 @@ from ublkd.target import BytesTarget
 from ublkd.target.bridge import Bridge
 
 FUA = lib.UBLK_IO_F_FUA
-WAIT = 10  # seconds, for what comes at once
+WAIT = 30  # seconds, for what comes at once
 
 
 class Disk(BytesTarget):

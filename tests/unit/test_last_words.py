@@ -47,7 +47,7 @@ serving(serve)
 
 
 def test_the_last_words_of_a_daemon_reach_a_slow_log(tmp_path: Path) -> None:
-    told = started(tmp_path, FAILS.replace("SECONDS", "1"))
+    told = started(tmp_path, FAILS.replace("SECONDS", "0.2"))
     assert told["message"] == "it failed"
     assert (tmp_path / "log").read_text() == "it failed"
 

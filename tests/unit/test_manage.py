@@ -140,7 +140,7 @@ def test_a_disk_that_is_dead_is_in_nobodys_use(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ending, "claimed", lambda _: True)
-    monkeypatch.setattr(ending, "is_there", lambda _: False)  # nobody is about to make it a disk
+    monkeypatch.setattr(manage, "is_there", lambda _: False)  # nobody is about to make it a disk
     machine.fake.known[FAR] = dev_info(FAR, cookie=OURS | 1, state=DevState.DEAD)
     ending.delete(machine.control, machine.states, machine.found("db"))
     assert list(machine.log) == ["stop", "del"]

@@ -127,6 +127,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(Disk, "log", made.log, raising=False)
     monkeypatch.setattr(Disk, "made", [], raising=False)
     monkeypatch.setattr(memory, "guard", lambda _: None)  # this process is not the daemon
+    monkeypatch.setattr("ublkd.log.LAST_SECONDS", 50)  # or its thread may come too late to write
     monkeypatch.setattr(daemon, "Control", Driver)
     monkeypatch.setattr(daemon, "Device", Disk)
     monkeypatch.setattr(registry, "load", lambda _: made)

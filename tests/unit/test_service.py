@@ -265,6 +265,7 @@ def started(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> Callable[..., list[str]]:
     """Run the file's device: what is done in the driver, and how it is served."""
+    monkeypatch.setattr(service, "LAST_SECONDS", 50)
     monkeypatch.setattr(service, "StateDir", lambda: StateDir(tmp_path / "run"))
     monkeypatch.setattr(manage, "CHAR_CLASS", tmp_path / "class")
     monkeypatch.setattr(

@@ -21,6 +21,7 @@ def test_systemd_says_whether_the_system_goes_down(
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(systemd, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(systemd, "ASK_SECONDS", 50)
     assert systemd.is_going_down() == down
     monkeypatch.setattr(systemd, "SYSTEMD", tmp_path / "nothing")
     assert not systemd.is_going_down()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.nbd.links import EXPORT, Clock, Links, Servers
+from tests.unit.nbd.links import EXPORT, PATIENCE, Clock, Links, Servers
 from ublkd._core import ffi
 from ublkd.target import Params
 from ublkd.targets.nbd import keeper as module
@@ -82,6 +82,7 @@ class World:
         self.monkeypatch.setattr(stream, "time", self.clock)
         self.monkeypatch.setattr(parting, "Patience", RealPatience)
         self.monkeypatch.setattr(parting, "BOUND", 0.01)
+        self.monkeypatch.setattr(module, "APART_SECONDS", PATIENCE)
         self.monkeypatch.setattr(module, "lib", self.links)
         self.monkeypatch.setattr(module, "Journal", FakeJournal)
         self.monkeypatch.setattr(module, "replay", self._replay)

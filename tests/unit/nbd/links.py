@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,8 +67,11 @@ class Links:
 
     def until(self, done: Callable[[], object]) -> None:
         """Wait for what the keeper shall do."""
+        end = time.monotonic() + PATIENCE
         with self._news:
-            assert self._news.wait_for(done, PATIENCE), self.did
+            while not done():  # nobody tells of what is no wish of the keeper's
+                assert time.monotonic() < end, self.did
+                self._news.wait(0.02)
 
     def notice(self) -> None:
         with self._news:
@@ -81,8 +85,8 @@ class Links:
 
     def lose(self, number: int, loss: int = lib.NBD_LOST_SOCKET, err: int = -104) -> None:
         """A queue has found a connection dead."""
-        self._drop(self.link[number], lib.NBD_WAITING)
         self.link[number].loss, self.link[number].err = loss, err
+        self._drop(self.link[number], lib.NBD_WAITING)
         os.eventfd_write(self._lost_fd, 1)
 
     def wake(self) -> None:

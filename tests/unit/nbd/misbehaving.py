@@ -190,8 +190,8 @@ class Misbehaving:
 
     def _start(self, call: Callable[..., None], *words: object) -> None:
         thread = threading.Thread(target=call, args=words, daemon=True)
+        thread.start()  # first, or stop() could find one that cannot be joined
         self._threads.append(thread)
-        thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is shut

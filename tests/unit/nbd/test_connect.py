@@ -49,9 +49,9 @@ from ublkd.targets.nbd.uri import parse
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-SOON = 0.3
+SOON = 2.0
 """Seconds: for what never comes."""
-STALLED = 2
+STALLED = 8
 """Seconds: for what comes only in part; the part must have come by then."""
 
 GOOD = go(export_info())
@@ -180,21 +180,21 @@ def test_a_connection_that_is_torn_down_by_tcp_ends_in_words() -> None:
 def test_a_silent_server_is_given_up() -> None:
     with Scripted(says(b"")) as server:
         error = refusal(server.uri(), SOON)
-        assert told(error) == "the server has said nothing for 0.3 seconds"
+        assert told(error) == "the server has said nothing for 2 seconds"
         assert "--open-timeout" in error.hint
 
 
 def test_a_server_that_stalls_is_told_by_what_it_owes(tmp_path: Path) -> None:
     with Scripted(says(GOOD[:-1]), tmp_path) as server:
         error = refusal(server.uri(), STALLED)
-        assert told(error) == "after 2 seconds the server has not sent an answer about the export"
+        assert told(error) == "after 8 seconds the server has not sent an answer about the export"
 
 
 def test_a_byte_now_and_then_does_not_move_the_deadline(tmp_path: Path) -> None:
-    """With a deadline for each byte it would go on for half a minute."""
-    with Scripted(trickles(GOOD, 0.4), tmp_path) as server:
+    """With a deadline for each byte it would go on for a minute."""
+    with Scripted(trickles(GOOD, 1), tmp_path) as server:
         error = refusal(server.uri(), STALLED)
-        assert told(error) == "after 2 seconds the server has not sent a greeting"
+        assert told(error) == "after 8 seconds the server has not sent a greeting"
 
 
 def test_who_always_has_one_more_byte_is_late_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,25 +279,25 @@ def test_a_name_that_cannot_be_looked_up(
 @pytest.fixture
 def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A resolver that answers only at the end of the test."""
-    released, asked = threading.Event(), []
+    released = threading.Event()
     real = socket.getaddrinfo
 
     def ask(*words: object, flags: int = 0, **more: object) -> object:
         if flags & socket.AI_NUMERICHOST:
             return real(*words, flags=flags, **more)  # type: ignore[arg-type, misc]
-        asked.append(threading.current_thread())
         released.wait(30)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", ask)
     yield
     released.set()
-    for thread in asked:
-        thread.join()
+    for thread in threading.enumerate():
+        if thread.name == "resolver":  # it may not have come to ask yet
+            thread.join()
 
 
 def test_a_resolver_that_does_not_answer_is_given_up(slow_names: None) -> None:
-    assert "no answer for the name 'db' within 0.3 seconds" in told(refusal("nbd://db", SOON))
+    assert "no answer for the name 'db' within 2 seconds" in told(refusal("nbd://db", SOON))
 
 
 def test_all_addresses_of_a_name_are_tried_and_none_eats_the_time_of_the_next(
@@ -307,7 +307,7 @@ def test_all_addresses_of_a_name_are_tried_and_none_eats_the_time_of_the_next(
         closed.bind(("127.0.0.1", 0))
         places = [silent, closed.getsockname(), server.listener.getsockname()]
         known = [Address(socket.AF_INET, place, place[0]) for place in places]
-        connect.connect(parse(server.uri()), 3, addresses=known).socket.close()
+        connect.connect(parse(server.uri()), 9, addresses=known).socket.close()
         error = refusal(server.uri(), SOON, addresses=known[:2])
         assert told(error) == (
             "cannot connect: no answer (127.0.0.1); connection refused (127.0.0.1)"

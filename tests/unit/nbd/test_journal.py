@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from tests.unit.helpers import open_fds
 from ublkd._core import ffi
 from ublkd.targets.nbd.journal import Journal
 
@@ -45,6 +46,6 @@ def test_where_the_kernel_cannot_it_is_the_file_as_it_was(monkeypatch: pytest.Mo
 
 
 def test_nothing_of_it_stays_open() -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_fds()
     Journal(SIZE).close()
-    assert os.listdir("/proc/self/fd") == before
+    assert open_fds() == before

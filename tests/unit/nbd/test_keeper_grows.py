@@ -114,8 +114,8 @@ def test_while_the_server_is_away_the_next_connection_has_to_be_large_enough(
 def test_a_queue_that_does_not_let_go_is_an_error_and_nothing_grows(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "APART_SECONDS", 0.05)
     links = world.keep()
+    monkeypatch.setattr(module, "APART_SECONDS", 0.05)
     links.slow = True
     with pytest.raises(UblkdError, match=f"that know of {SIZE} bytes") as caught:
         keeper_of(world).resizing(SIZE * 2)

@@ -206,7 +206,7 @@ def test_a_server_that_says_nothing(place: Path | int, where: str) -> None:
     with Misbehaving(place, Fault("stall", where)) as server:
         if where == "greeting":
             with pytest.raises(Exception, match="said nothing"):
-                connect.connect(parse(server.uri()), 0.2)
+                connect.connect(parse(server.uri()), 2)
             return
         with client(server) as c:
             c.ask(FLUSH, 1)
