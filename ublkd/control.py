@@ -178,7 +178,10 @@ class Control:
 
     def get_params(self, dev_id: int) -> Params:
         """The disk as the driver knows it; what is for ublkd alone has its defaults."""
-        return _params(self._raw_params(dev_id))
+        raw = self._raw_params(dev_id)
+        if not raw.types & ParamType.BASIC:  # whoever asks knew an earlier one of that number
+            raise CommandError(Cmd.GET_PARAMS, errno.ENODEV, dev_id)
+        return _params(raw)
 
     def get_size(self, dev_id: int) -> int:
         """Bytes of the disk; 0 where the driver does not tell."""

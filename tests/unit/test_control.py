@@ -183,9 +183,11 @@ def test_a_refused_command_is_named_with_its_reason(answered: Any) -> None:
         assert caught.value.hint
 
 
-def test_a_device_that_is_gone_is_said_to_be_gone(answered: Any) -> None:
+@pytest.mark.parametrize("answer", [-errno.ENODEV, 0])
+def test_a_device_that_is_gone_is_said_to_be_gone(answered: Any, answer: int) -> None:
+    """Also if its number is another's by now, who has yet to say what its disk is."""
     with pytest.raises(CommandError) as caught:
-        answered(lambda *_: -errno.ENODEV).get_params(3)
+        answered(lambda *_: answer).get_params(3)
     assert caught.value.message == (
         "/dev/ublkb3 was stopped or deleted meanwhile (the ublk driver refused GET_PARAMS: no such "
         "device)"
