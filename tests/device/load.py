@@ -100,6 +100,11 @@ def state_of(node: str) -> str:
     return str(ublkd_json("show", node)["state"])
 
 
+def await_state(node: str, state: str) -> None:
+    """The driver hears of a daemon's end behind it, when its ring is torn down."""
+    wait_until(lambda: state_of(node) == state, 60, f"{state}: the driver's notice")
+
+
 def flushed(node: str) -> str:
     """What a flush of the disk says."""
     fd = os.open(node, os.O_RDWR)

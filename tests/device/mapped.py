@@ -6,10 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tools import (
-    patiently,
-    run,
-)
+from tools import patiently, run
 
 
 @contextlib.contextmanager

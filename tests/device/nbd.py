@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from direct import Direct, direct, outcome
-from tools import (
-    counters,
-    device,
-    fio,
-    run,
-    ublkd_json,
-    wait_until,
-)
+from tools import counters, device, fio, run, ublkd_json, wait_until
 
 from tests.unit.nbd.certificates import authority, certificate
 

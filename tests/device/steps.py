@@ -78,6 +78,7 @@ def die_at(number: int, who: str, note: str, other: int) -> None:
     plain = Child.hear
 
     def hear(child: Any, *words: Any) -> Any:
+        # what was told is delivered: then the daemon rightly lives on
         is_told = select.select([child._read_end], [], [], 0)[0]
         step("hear what is told" if is_told else "hear")
         return plain(child, *words)

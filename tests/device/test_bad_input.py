@@ -232,6 +232,7 @@ def test_of_two_adds_of_one_file_exactly_one_wins_unless_shared(scratch: Path) -
 
 def test_an_add_whose_daemon_is_killed_says_so_and_leaves_nothing(scratch: Path) -> None:
     """The daemon is killed once its device exists; the command must not hang."""
+    # before it tells its parent, and behind ADD_DEV
     death = killed(13, DAEMON, scratch, "add", "--target", "null", "--queues", "2")
     assert death is not None
     assert (death.done.returncode, death.done.stdout) == (1, "")

@@ -9,19 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from load import files, kill, pid_of, state_of
-from tools import (
-    RUN_DIR,
-    device,
-    fio,
-    nothing_left,
-    refused,
-    run,
-    sparse,
-    ublkd,
-    ublkd_json,
-    wait_until,
-)
+from load import await_state, files, kill, pid_of, state_of
+from tools import RUN_DIR, device, fio, nothing_left, refused, run, sparse, ublkd, ublkd_json
 
 MIB = 1 << 20
 
@@ -66,7 +55,7 @@ def test_what_was_remembered_wrongly_is_not_believed_and_the_device_can_be_delet
 ) -> None:
     with device("loop", *files(scratch), "--name", "db") as node:
         kill(node)
-        wait_until(lambda: state_of(node) == "quiesced", 60, "the driver's notice")
+        await_state(node, "quiesced")
         file = RUN_DIR / "0.json"
         right = file.read_bytes()
         for kind, spoil in BROKEN.items():
@@ -100,7 +89,7 @@ def test_a_folder_that_others_can_write_is_trusted_in_nothing(scratch: Path) -> 
         kill(node)
         for words in (["recover", node], ["recover", "--all"], ["del", node]):
             assert "nothing in it can be trusted" in refused(*words), words
-        wait_until(lambda: state_of(node) == "quiesced", 60, "the driver's notice")
+        await_state(node, "quiesced")
         RUN_DIR.chmod(0o700)
         ublkd("recover", node)
     nothing_left()

@@ -6,17 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools import (
-    device,
-    digest,
-    mounted,
-    nothing_left,
-    patiently,
-    refused,
-    run,
-    sparse,
-    ublkd_json,
-)
+from tools import device, digest, mounted, nothing_left, patiently, refused, run, sparse, ublkd_json
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from load import state_of
+from load import await_state
 from tools import (
     await_end,
     counters,
@@ -103,7 +103,7 @@ def test_a_killed_daemon_fails_io_and_del_cleans_up(scratch: Path) -> None:
     figures(f"I/O failed {time.monotonic() - began:.2f} seconds after the kill")
     assert "Input/output error" in said or "No such device" in said, said
     assert load.returncode != 0
-    wait_until(lambda: state_of("victim") == "dead", 30, "the driver's notice")
+    await_state("victim", "dead")
     ublkd("del", "victim")
     nothing_left()
     wait_until(lambda: not in_d_state(), 30, "the end of tasks that cannot be interrupted")

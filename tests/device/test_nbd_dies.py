@@ -97,7 +97,7 @@ def test_a_server_that_is_killed_again_and_again_costs_no_byte(
                 server.end()
                 server.start()
                 deaths += 1
-        assert deaths >= 2
+        assert deaths >= SECONDS // (2 * LIFE)
         assert lost(node) >= deaths, "nobody noticed"
         print(f"{deaths} deaths, {lost(node)} connections lost")
         wait_until(lambda: is_connected(node), 60, "the last server")
@@ -261,7 +261,7 @@ def test_a_disk_ends_soon_in_every_state_of_its_server(
             if state is greets_nobody:
                 server.wait_for(lambda: server.connections > 2)
             began = time.monotonic()
-            assert ended_within(pid, 60, lambda: end(node, pid))
+            assert ended_within(pid, 20, lambda: end(node, pid))
             print(f"ended in {time.monotonic() - began:.2f} seconds")
             results = asked.wait()
         # who comes too late finds a disk that has no size any more

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from load import files, flushed, kill, load, pid_of, state_of
+from load import await_state, files, flushed, kill, load, pid_of, state_of
 from mortals import MortalQemuNbd
 from tools import (
     await_end,
@@ -75,7 +75,7 @@ def test_so_it_is_over_several_files(scratch: Path, target: str) -> None:
 def test_what_waits_for_a_daemon_goes_on_with_the_next(scratch: Path) -> None:
     with device("loop", *files(scratch)) as node:
         kill(node)
-        wait_until(lambda: state_of(node) == "quiesced", 30, "the driver's notice")
+        await_state(node, "quiesced")
         reader = subprocess.Popen(["dd", f"if={node}", "of=/dev/null", "bs=64k", "count=1",
                                    "iflag=direct"], stderr=subprocess.DEVNULL)  # fmt: skip
         with pytest.raises(subprocess.TimeoutExpired):
@@ -97,7 +97,7 @@ def test_a_device_that_nobody_serves_is_stopped_and_deleted_and_not_while_in_use
         with mounted(node, scratch / "mnt") as mnt:
             (mnt / "kept").write_text("before")
             kill(node)
-            wait_until(lambda: state_of(node) == "quiesced", 30, "the driver's notice")
+            await_state(node, "quiesced")
             for verb in ("del", "stop"):
                 said = refused(verb, node)
                 assert "in use" in said
@@ -115,7 +115,7 @@ def test_a_device_that_nobody_serves_is_stopped_and_deleted_and_not_while_in_use
 def test_with_none_it_is_dead_and_with_fail_its_io_fails_until_recovered(scratch: Path) -> None:
     with device("loop", *files(scratch), "--recovery", "none") as node:
         kill(node)
-        wait_until(lambda: state_of(node) == "dead", 30, "the driver's notice")
+        await_state(node, "dead")
         assert "is dead" in refused("recover", node)
     offered = ublkd_json("features")["features"]
     if "USER_RECOVERY_FAIL_IO" not in offered:
@@ -125,7 +125,7 @@ def test_with_none_it_is_dead_and_with_fail_its_io_fails_until_recovered(scratch
         return
     with device("loop", *files(scratch), "--recovery", "fail") as node:
         kill(node)
-        wait_until(lambda: state_of(node) == "fail_io", 30, "the driver's notice")
+        await_state(node, "fail_io")
         assert run("dd", f"if={node}", "of=/dev/null", "iflag=direct", check=False).returncode == 1
         ublkd("recover", node)
         fio(node, "--rw=randwrite", "--bs=4k", "--size=1m", "--verify=crc32c")

@@ -13,10 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from tools import (
-    patiently,
-    run,
-)
+from tools import patiently, run
 
 SUPER = struct.Struct("<QQQI")  # struct log_write_super
 MAGIC = 0x6A736677736872
