@@ -12,8 +12,8 @@ import json
 import os
 import sys
 
-from test_life import resident, threads
-from tools import daemons
+from test_life import resident
+from tools import daemons, threads
 
 from ublkd import daemon, ending, manage
 from ublkd.config import build
@@ -44,7 +44,7 @@ def main(path: str) -> None:
         held["blocks"].append(sys.getallocatedblocks())
         held["fds"].append(len(os.listdir("/proc/self/fd")))
         held["left"].append(len(daemons()) + os.path.exists(ready.node))
-    print(json.dumps(held | {"threads": threads()}))
+    print(json.dumps(held | {"threads": threads("self")}))
 
 
 if __name__ == "__main__":

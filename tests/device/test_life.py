@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -39,15 +38,6 @@ def resident(pid: int | str) -> int:
         if line.startswith("Rss:"):
             return int(line.split()[1])
     return 0
-
-
-def threads() -> list[str]:
-    """Our own threads by name: io_uring's workers come and go as the kernel likes."""
-    names = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            names.append(task.joinpath("comm").read_text())
-    return [name for name in names if not name.startswith("iou-wrk")]
 
 
 @pytest.mark.one_kernel

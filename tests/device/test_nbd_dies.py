@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
@@ -37,6 +36,7 @@ from tools import (
     leases,
     nothing_left,
     sparse,
+    threads,
     ublkd,
     wait_until,
 )
@@ -107,13 +107,8 @@ def test_a_server_that_is_killed_again_and_again_costs_no_byte(
 
 
 def held(pid: int) -> tuple[int, int]:
-    """Descriptors and threads; the workers of io_uring come and go as the kernel likes."""
-    names = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            names.append(task.joinpath("comm").read_text())
-    threads = [name for name in names if not name.startswith("iou-wrk")]
-    return len(os.listdir(f"/proc/{pid}/fd")), len(threads)
+    """Descriptors and threads."""
+    return len(os.listdir(f"/proc/{pid}/fd")), len(threads(pid))
 
 
 def is_no_more(now: tuple[int, int], before: tuple[int, int]) -> bool:

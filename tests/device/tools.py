@@ -190,6 +190,15 @@ def nothing_left() -> None:
     assert not daemons()
 
 
+def threads(pid: int | str) -> list[str]:
+    """A process's by name, but for io_uring's workers, which come and go as the kernel likes."""
+    names = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            names.append(task.joinpath("comm").read_text())
+    return [name for name in names if not name.startswith("iou-wrk")]
+
+
 def daemons() -> list[int]:
     """Processes that serve, or start one that does."""
     found = []
