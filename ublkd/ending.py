@@ -28,6 +28,8 @@ from ublkd.writeback import write_back
 GONE_SECONDS = 30
 QUIESCE_SECONDS = 30
 MADE_SECONDS = 15
+LOOK_SECONDS = 2
+"""How long a disk may be claimed by nobody who can be seen, until it is taken for in use."""
 PASSING_SECONDS, PASSING_PAUSE = 5, 0.05
 """How long a disk may be open to those who only look at it, and how often that is looked at."""
 
@@ -71,15 +73,21 @@ def _claim(node: str) -> Iterator[bool]:
 
     Raises UblkdError where a shortage keeps that from being told.
     """
-    fd, is_claimed = None, False
-    try:
-        fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in SHORTAGE:
-            raise UblkdError(
-                f"cannot see whether {node} is in use: {reason(error)}", hint="try it again"
-            ) from error
-        is_claimed = error.errno == errno.EBUSY
+    until = time.monotonic() + LOOK_SECONDS
+    while True:
+        fd = None
+        try:
+            fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
+            is_claimed = False
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                raise UblkdError(
+                    f"cannot see whether {node} is in use: {reason(error)}", hint="try it again"
+                ) from error
+            is_claimed = error.errno == errno.EBUSY
+        if not is_claimed or time.monotonic() > until:
+            break
+        time.sleep(PASSING_PAUSE)  # perhaps another verb is just looking, in this very way
     try:
         yield is_claimed
     finally:
@@ -100,9 +108,12 @@ def reserved(dev_id: int) -> Iterator[str]:
     """Nobody comes to hold the disk by more than a process meanwhile; or how it is held, as
     ``claims`` says it.
     """
+    held = holders.of(dev_id, processes=False)
+    if held.is_claimed:
+        yield held.words()
+        return
     with _claim(f"/dev/ublkb{dev_id}") as is_claimed:
-        held = holders.of(dev_id, processes=False)
-        yield held.words() if held.is_claimed else CLAIMED if is_claimed else ""
+        yield CLAIMED if is_claimed else ""
 
 
 def openers(dev_id: int) -> str:

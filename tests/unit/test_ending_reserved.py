@@ -32,6 +32,7 @@ def test_a_disk_is_reserved_for_as_long_as_it_is_said(
         closed(fd)
 
     with monkeypatch.context() as patched:
+        patched.setattr(ending, "LOOK_SECONDS", -1)
         patched.setattr(os, "open", take)
         patched.setattr(os, "close", let_go)
         with ending.reserved(FAR) as words:
@@ -60,3 +61,20 @@ def test_a_shortage_does_not_make_a_disk_free(monkeypatch: pytest.MonkeyPatch, n
         return
     with pytest.raises(UblkdError, match="cannot see whether /dev/ublkb3 is in use"):
         ending.claimed("/dev/ublkb3")
+
+
+def test_another_verb_that_looks_at_the_disk_does_not_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several that delete it at once look at it in the same way, for an instant each."""
+    opened, looks = os.open, iter([True, True, False])
+
+    def take(path: str, how: int) -> int:
+        if next(looks):
+            raise OSError(errno.EBUSY, "")
+        return opened(os.devnull, os.O_RDONLY)
+
+    monkeypatch.setattr(ending, "PASSING_PAUSE", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", take)
+        assert not ending.claimed("/dev/ublkb3")
